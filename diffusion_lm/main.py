@@ -1,0 +1,152 @@
+"""Train, evaluate, sample: python -m diffusion_lm.main --config=FILE --workdir=DIR [--mode=M]."""
+
+import argparse
+import json
+import os
+import sys
+
+EPILOG = """\
+examples:
+  train, and go on after a stop (the same line again):
+    python -m diffusion_lm.main --config=configs/md4_sotu.py --workdir=runs/md4
+  on your own text (a file, or a folder of .txt, .md, .jsonl):
+    python -m diffusion_lm.main --config=configs/md4_sotu.py --workdir=runs/mine \\
+        --config.data.source=files --config.data.path=my_texts/
+  score a finished run on its test split:
+    python -m diffusion_lm.main --workdir=runs/md4 --mode=eval --config.evaluators.valid.split=test
+  write, continue, fill in:
+    python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --num_samples=3
+    python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --prompt="The state of the union"
+    python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --prompt="Our [MASK:12] must grow."
+exit codes: 0 done; 2 bad input (one line says what); 130 or 143 stopped by a signal, state saved.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        "diffusion_lm",
+        description="Diffusion language models in JAX: train, evaluate, sample.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    out.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a config file, or FILE:ARGUMENT; eval and "
+        "sample take the run's own if it is left out",
+    )
+    out.add_argument("--workdir", metavar="DIR", required=True, help="the folder of the run")
+    out.add_argument("--mode", choices=("train", "eval", "sample"), default="train")
+    out.add_argument("--config.SECTION.FIELD", metavar="VALUE", dest="_", help="override a field")
+    group = out.add_argument_group("for --mode=sample")
+    group.add_argument("--num_samples", type=int, default=1)
+    group.add_argument("--num_steps", type=int, help="sampling steps of a diffusion model")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--temperature", type=float)
+    group.add_argument("--top_p", type=float)
+    group.add_argument("--prompt", default="", help="text to continue, or text with [MASK:n] spans")
+    group.add_argument("--json", action="store_true", help="print one JSON object a line")
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    flags = parser().parse_args([a for a in argv if not a.startswith("--config.")])
+    prepare = {"train": _train, "eval": _eval, "sample": _sample}[flags.mode]
+    try:
+        run = prepare(flags, overrides)
+    except (ValueError, OSError) as error:
+        print(f"diffusion_lm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return run()
+
+
+# Each mode checks and builds first, in a call whose errors are the user's, and returns what is
+# left to run. JAX is imported only here, so that --help and mistyped flags answer at once.
+
+
+def _train(flags, overrides):
+    from diffusion_lm import config, parallel, train
+
+    if flags.config is None:
+        raise ValueError("--mode=train needs --config=FILE")
+    resolved = config.resolve(config.load(flags.config), overrides)
+    parallel.initialize()
+    return train.prepare(resolved, flags.workdir)
+
+
+def _restored(flags, overrides):
+    """(setup, config, state of the newest checkpoint, its step) of the run in --workdir."""
+    from diffusion_lm import build, checkpoint, config, parallel
+
+    own = os.path.join(flags.workdir, "config.json")
+    if not os.path.isfile(own):
+        raise FileNotFoundError(f"no run in {flags.workdir!r}: it has no config.json")
+    resolved = config.resolve(config.load(flags.config or own), overrides)
+    config.check_resumable(config.load(own), resolved, flags.workdir)
+    parallel.initialize()
+    setup = build.setup(resolved)
+    saves = checkpoint.Checkpoints(flags.workdir, read_only=True)
+    state = saves.restore(setup.abstract)
+    saves.close()
+    return setup, resolved, state
+
+
+def _eval(flags, overrides):
+    from diffusion_lm import evaluate, metrics, step
+
+    setup, config, state = _restored(flags, overrides)
+    if not config.evaluators:
+        raise ValueError("the config has no evaluators")
+    run = evaluate.Run(
+        setup.parts.data,
+        setup.parts.objective,
+        step.eval_params(state),
+        setup.mesh,
+        config.seed,
+        evaluate.make_eval_step(setup.parts.objective),
+    )
+    log = metrics.Log(flags.workdir, "eval.jsonl")
+
+    def score() -> int:
+        for row in evaluate.evaluate(setup.parts, run, int(state.step)):
+            log.write(row)
+            print(json.dumps(metrics.jsonable(row)), flush=True)
+            print(evaluate.describe(row), file=sys.stderr)
+        return 0
+
+    return score
+
+
+def _sample(flags, overrides):
+    from diffusion_lm import sample, step
+
+    for field in ("num_steps", "temperature", "top_p"):
+        if getattr(flags, field) is not None:
+            overrides = [*overrides, f"sampler.{field}={getattr(flags, field)}"]
+    if flags.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {flags.seed}")
+    setup, _, state = _restored(flags, overrides)
+    drawn = sample.samples(
+        setup.parts,
+        step.eval_params(state),
+        num=flags.num_samples,
+        seed=flags.seed,
+        prompt=flags.prompt,
+    )
+
+    def write() -> int:
+        for out in drawn:
+            if flags.json:
+                print(json.dumps(out), flush=True)
+            else:
+                print(f"--- sample {out['index']}, seed {out['seed']}\n{out['text']}", flush=True)
+        return 0
+
+    return write
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Counting work and writing rows: FLOPs of a function, the machine's matmul rate, JSON lines."""
+
+import contextlib
+import json
+import math
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_lm import keys
+
+
+def means(metrics) -> dict[str, float]:
+    """dict of Ratio -> dict of floats, read from the device."""
+    host = jax.device_get(metrics)
+    return {name: float(r.sum) / max(float(r.count), 1e-30) for name, r in host.items()}
+
+
+def matmul_flops(function, *args) -> int:
+    """FLOPs of the matrix products that `function` does, 2mnk each, counted in its jaxpr.
+
+    Loops count as often as they run (`scan`), branches as their most expensive one.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contract, _), _ = eqn.params["dimension_numbers"]
+            summed = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
+            total += 2 * summed * math.prod(eqn.outvars[0].aval.shape)
+            continue
+        inner = [_count(j) for j in _subjaxprs(eqn.params)]
+        if eqn.primitive.name == "cond":
+            inner = [max(inner)]
+        total += sum(inner) * eqn.params.get("length", 1) if inner else 0
+    return total
+
+
+def _subjaxprs(params):
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            item = getattr(item, "jaxpr", item)
+            if hasattr(item, "eqns"):
+                yield item
+
+
+def calibrate(size: int = 2048, repeats: int = 3) -> float:
+    """The machine's rate in FLOP/s on one size^3 float32 matrix product: the best of `repeats`."""
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    best = math.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+class Meter:
+    """Means of metrics and the speed of training between two rows of the log."""
+
+    def __init__(self, objective, data, params, batch_size: int):
+        batch = {"x": jax.ShapeDtypeStruct((batch_size, data.length), jnp.int32)}
+
+        def forward(params, batch, key):
+            return objective.loss(params, keys.number(batch), key, train=True).loss
+
+        # The backward pass has two products for each one of the forward pass.
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        self._flops = 3 * matmul_flops(forward, params, batch, key)
+        self._tokens = batch_size * data.length
+        windows = data.windows("train")
+        self._chars_per_token = windows.chars / windows.tokens.size
+        self._peak = calibrate() * jax.device_count()
+        self._seen: list[dict[str, float]] = []
+        self._start = time.perf_counter()
+
+    def add(self, metrics) -> None:
+        """Takes the metrics of one step, waiting for the device if it has to."""
+        self._seen.append(means(metrics))
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Time in here does not count as training."""
+        before = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - before
+
+    def row(self, step: int, learning_rate) -> dict:
+        """One row for the steps since the last; standard_error is over these steps."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        count = len(self._seen)
+        mean = {name: sum(v[name] for v in self._seen) / count for name in self._seen[0]}
+        nats = [v["nats_per_token"] for v in self._seen]
+        error = float(np.std(nats, ddof=1)) / math.sqrt(count) if count > 1 else None
+        bits = mean["nats_per_token"] / math.log(2)
+        rate = count * self._flops / seconds
+        self._seen, self._start = [], time.perf_counter()
+        return {
+            "step": step,
+            "split": "train",
+            "bits_per_token": bits,
+            "bits_per_char": bits / self._chars_per_token if self._chars_per_token else None,
+            **mean,
+            "standard_error": error,
+            "learning_rate": float(learning_rate),
+            "tokens_per_second": count * self._tokens / seconds,
+            "flops_per_second": rate,
+            "matmul_fraction": rate / self._peak,
+        }
+
+
+class Log:
+    """Appends rows to workdir/name, one JSON object a line; only the first process writes.
+
+    With `tensorboard`, numbers also go to event files in workdir/tensorboard (extra: tensorboard).
+    """
+
+    def __init__(self, workdir: str, name: str, *, tensorboard: bool = False):
+        self.path = os.path.join(workdir, name)
+        self._events = None
+        if tensorboard and jax.process_index() == 0:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(os.path.join(workdir, "tensorboard"))
+
+    def rewind(self, step: int) -> None:
+        """Drops rows past `step`, which a resumed run is about to write again.
+
+        The file as it was stays beside it as `<name>.<n>.bak`, so nothing is lost.
+        """
+        if jax.process_index() or not os.path.exists(self.path):
+            return
+        with open(self.path, encoding="utf-8") as file:
+            lines = file.readlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) == len(lines):
+            return
+        n = 1
+        while os.path.exists(f"{self.path}.{n}.bak"):
+            n += 1
+        os.rename(self.path, f"{self.path}.{n}.bak")
+        with open(self.path, "w", encoding="utf-8") as file:
+            file.writelines(kept)
+
+    def write(self, row: dict) -> None:
+        if jax.process_index():
+            return
+        row = jsonable(row)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._events is not None:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+            self._events.flush()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut off by a crash
+
+
+def jsonable(row: dict) -> dict:
+    """Plain numbers with six significant digits; non-finite ones as strings (JSON has none)."""
+
+    def plain(value):
+        if isinstance(value, (np.generic, jax.Array)):
+            value = value.item()
+        if isinstance(value, float):
+            return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+        return value
+
+    return {key: plain(value) for key, value in row.items()}

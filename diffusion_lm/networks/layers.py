@@ -1,0 +1,112 @@
+"""Layers shared by the networks: norm, rotary attention, gated MLP, time embedding, dropout."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm import keys
+from diffusion_lm.types import Array
+
+
+def dropout(h: Array, keys_B: Array | None, rate: float) -> Array:
+    """Zeroes entries of h[B, ...] with probability `rate`; no keys means none are dropped."""
+    if keys_B is None or rate == 0:
+        return h
+    keep = jax.vmap(lambda key, row: jax.random.bernoulli(key, 1 - rate, row.shape))(keys_B, h)
+    return jnp.where(keep, h / (1 - rate), 0).astype(h.dtype)
+
+
+def rotate(h_BLHK: Array, position_L: Array, base: float = 1e4) -> Array:
+    """Rotary position embedding (arXiv 2104.09864), half-split pairs, angles in float32."""
+    half = h_BLHK.shape[-1] // 2
+    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_LK = position_L[:, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle_LK)[:, None], jnp.sin(angle_LK)[:, None]
+    first, second = h_BLHK[..., :half], h_BLHK[..., half:]
+    out = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return out.astype(h_BLHK.dtype)
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last axis, scale only, computed in float32."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (h.shape[-1],))
+        out = h.astype(jnp.float32)
+        if self.kind == "layer":
+            out = out - out.mean(-1, keepdims=True)
+        out = out * jax.lax.rsqrt(jnp.mean(out**2, -1, keepdims=True) + 1e-5)
+        return (out * scale).astype(h.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions; softmax in float32."""
+
+    heads: int
+    causal: bool
+    qk_norm: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, h_BLD: Array, position_L: Array, cache=None):
+        """Returns (out[B, L, D], cache). With a cache, L = 1 and position_L holds its place."""
+        width = h_BLD.shape[-1]
+        size = width // self.heads
+        qkv = self.param("qkv", fan_in_of(1), (width, 3, self.heads, size))
+        out = self.param("out", fan_in_of(2), (self.heads, size, width))
+        q, k, v = jnp.einsum("bld,dchk->cblhk", h_BLD, qkv.astype(self.dtype))
+        if self.qk_norm:
+            q, k = Norm("rms", name="q_norm")(q), Norm("rms", name="k_norm")(k)
+        q, k = rotate(q, position_L), rotate(k, position_L)
+        if cache is None:
+            mixed = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
+        else:
+            at = position_L[0]
+            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), at, 1)
+            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), at, 1)
+            cache = (k, v)
+            seen = (jnp.arange(k.shape[1]) <= at)[None, None, None, :]
+            mixed = jax.nn.dot_product_attention(q, k, v, mask=seen)
+        return jnp.einsum("blhk,hkd->bld", mixed, out.astype(self.dtype)), cache
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(h)) * up(h))."""
+
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        width = h.shape[-1]
+        gate_up = self.param("gate_up", fan_in_of(1), (width, 2, self.hidden))
+        down = self.param("down", fan_in_of(1), (self.hidden, width))
+        both = jnp.einsum("...d,dcf->c...f", h, gate_up.astype(self.dtype))
+        return (nn.silu(both[0]) * both[1]) @ down.astype(self.dtype)
+
+
+def fan_in_of(num_axes: int):
+    """An initialiser whose fan-in is the product of the first `num_axes` axes."""
+
+    def init(key, shape, dtype=jnp.float32):
+        scale = 1 / math.sqrt(math.prod(shape[:num_axes]))
+        return scale * jax.random.normal(key, shape, dtype)
+
+    return init
+
+
+def time_features(t_B: Array, size: int = 256) -> Array:
+    """Sinusoids of 1000 t, cosines first, wavelengths from 2 pi to 2 pi 10^4: f32[B, size]."""
+    frequency = 1e4 ** (-jnp.arange(size // 2, dtype=jnp.float32) / (size // 2))
+    angle = 1000 * t_B[:, None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def row_keys(keys_B: Array | None, num: int):
+    """Splits per-row keys for `num` uses; None stays None."""
+    return [None] * num if keys_B is None else list(keys.split(keys_B, num))

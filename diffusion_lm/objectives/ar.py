@@ -1,0 +1,45 @@
+"""The autoregressive baseline: -log p(x) = - sum_n log p(x^n | x^{<n}), exact.
+
+The first token is predicted from a start token, the id of the end of a document.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm import keys
+from diffusion_lm.ops.cross_entropy import token_log_prob
+from diffusion_lm.types import Decoder, LossOutput, Objective, ratio
+
+
+def make(*, network, vocab_size: int, start: int) -> Objective:
+    """Next-token prediction on windows x: int32[B, L] with ids below V."""
+    net = network(inputs=vocab_size, outputs=vocab_size, causal=True, time_input=False)
+
+    def init(key):
+        return {"network": net.init(key)}
+
+    def nats(params, x_BL, keys_drop):
+        before_BL = jnp.concatenate([jnp.full_like(x_BL[:, :1], start), x_BL[:, :-1]], axis=1)
+        h_BLD = net.trunk(params["network"], before_BL, None, keys_drop)
+        return -token_log_prob(net.head(params["network"], h_BLD), x_BL).sum(1)
+
+    def loss(params, batch, key, *, train):
+        keys_drop = keys.rows(key, batch["row"]) if train else None
+        nats_B = nats(params, batch["x"], keys_drop)
+        tokens_B = jnp.full(nats_B.shape, batch["x"].shape[1], jnp.float32)
+        return LossOutput(nats_B, tokens_B, {"nats_per_token": ratio(nats_B, tokens_B)})
+
+    def nll(params, batch, key=None):
+        """-log p(x): f32[B] nats per example."""
+        return nats(params, batch["x"], None)
+
+    def predict(params, cond=None):
+        """A Decoder: log p of the next token, one position at a time."""
+
+        def step(cache, token_B, at):
+            logits_BV, cache = net.decode(params["network"], cache, token_B, at)
+            return jax.nn.log_softmax(logits_BV), cache
+
+        return Decoder(net.cache, step, start)
+
+    return Objective(init, loss, nll, predict, None, exact=True)

@@ -1,0 +1,130 @@
+"""The state of a run and the compiled train step: microbatches, gradient, update, EMA."""
+
+import importlib.util
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from diffusion_lm import keys, parallel
+from diffusion_lm.types import Array, Objective, Optimizer, Params, Ratio
+
+
+class Settings(NamedTuple):
+    steps: int
+    batch_size: int
+    microbatches: int
+    ema: float
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    keep: int
+    num_samples: int
+    tensorboard: bool
+
+
+def settings(
+    *,
+    steps: int,
+    batch_size: int,
+    microbatches: int = 1,
+    ema: float = 0.0,
+    log_every: int = 100,
+    eval_every: int = 1000,
+    checkpoint_every: int = 1000,
+    keep: int = 2,
+    num_samples: int = 2,
+    tensorboard: bool = False,
+) -> Settings:
+    """The loop's settings. `batch_size` is global; `ema` is the decay of the averaged parameters
+    that are evaluated and sampled from (0: none); `keep` is how many checkpoints stay;
+    `num_samples` are printed at each evaluation."""
+    given = Settings(**locals())
+    for name in ("steps", "batch_size", "microbatches", "log_every", "eval_every", "keep"):
+        if getattr(given, name) < 1:
+            raise ValueError(f"train.{name} must be at least 1, got {getattr(given, name)}")
+    if checkpoint_every < 1 or num_samples < 0:
+        raise ValueError("train.checkpoint_every must be positive, train.num_samples not negative")
+    if not 0 <= ema < 1:
+        raise ValueError(f"train.ema must lie in [0, 1), got {ema}")
+    if batch_size % microbatches:
+        raise ValueError(
+            f"train.batch_size {batch_size} is not divisible by train.microbatches {microbatches}"
+        )
+    if tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError(
+            "train.tensorboard needs the extra: pip install 'diffusion_lm[tensorboard]'"
+        )
+    return given
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes. `ema` is None if the run keeps no average."""
+
+    step: Array  # int32[], updates done; also the position in the data
+    params: Params
+    opt_state: optax.OptState
+    ema: Params | None
+
+
+def init_state(objective: Objective, optimizer: Optimizer, *, seed: int, ema: float) -> TrainState:
+    """A new state; pure, so it can be jitted with shardings or shape-evaluated."""
+    params = objective.init(keys.stream(seed, "init"))
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.int32(0), params, optimizer.transform.init(params), average)
+
+
+def eval_params(state: TrainState) -> Params:
+    """The parameters to evaluate and sample with: the average where there is one."""
+    return state.params if state.ema is None else state.ema
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: Optimizer,
+    *,
+    mesh: Mesh,
+    seed: int,
+    microbatches: int = 1,
+    ema: float = 0.0,
+):
+    """(state, global batch) -> (state, metrics), to be jitted with a donated state.
+
+    The gradient is that of sum(loss) / sum(tokens) over the whole global batch. Noise depends on
+    (seed, step, row) alone, so the number of microbatches and devices does not change the masks.
+    """
+
+    def total(params, batch, key):
+        out = objective.loss(params, batch, key, train=True)
+        return out.loss.sum(), (out.tokens.sum(), out.metrics)
+
+    def train_step(state: TrainState, batch):
+        key = keys.stream(seed, "loss", state.step)
+        batch = keys.number(batch)
+        grad = jax.grad(total, has_aux=True)
+        if microbatches == 1:
+            grads, (tokens, metrics) = grad(state.params, batch, key)
+        else:
+            chunks = parallel.spread_microbatches(batch, microbatches, parallel.batch_shards(mesh))
+
+            def add(carry, chunk):
+                return jax.tree.map(jnp.add, carry, grad(state.params, chunk, key)), None
+
+            first = jax.tree.map(lambda a: a[0], chunks)
+            zeros = jax.eval_shape(grad, state.params, first, key)
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), zeros)
+            (grads, (tokens, metrics)), _ = jax.lax.scan(add, zeros, chunks)
+        grads = jax.tree.map(lambda g: g / tokens, grads)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.ema
+        if ema:
+            # A new average follows fast: its decay rises as (1 + step) / (10 + step).
+            decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+        metrics["grad_norm"] = Ratio(optax.tree.norm(grads), jnp.float32(1))
+        return TrainState(state.step + 1, params, opt_state, average), metrics
+
+    return train_step

@@ -1,0 +1,179 @@
+"""The training loop, and nothing else: data in; steps, rows, samples and checkpoints out."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from diffusion_lm import build, checkpoint, evaluate, metrics, parallel, step
+from diffusion_lm import config as configs
+from diffusion_lm import sample as sampling
+
+
+def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
+    """Checks and builds everything for a run in `workdir`; compiles and writes nothing yet.
+
+    Returns the run: it trains to `config.train.steps`, going on from the newest checkpoint, and
+    returns 0, or 128 + the number of the signal (SIGINT, SIGTERM) that asked it to stop, the state
+    saved. Raises ValueError or OSError for what a user can mend.
+    """
+    setup = build.setup(config)
+    os.makedirs(workdir, exist_ok=True)
+    saves = checkpoint.Checkpoints(workdir, keep=config.train.keep)
+    path = os.path.join(workdir, "config.json")
+    if saves.latest() is not None and os.path.exists(path):
+        configs.check_resumable(configs.load(path), config, workdir)
+
+    def run() -> int:
+        if (saves.latest() or 0) >= config.train.steps:
+            say(f"{workdir} is finished: step {saves.latest()} of {config.train.steps}")
+            saves.close()
+            return 0
+        if jax.process_index() == 0:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(configs.to_json(config))
+        with Stop() as stop:
+            if saves.latest() is None:
+                state = setup.init()
+                size = f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters"
+                say(f"new run in {workdir}: {size}, mesh {dict(setup.mesh.shape)}")
+            else:
+                state = saves.restore(setup.abstract)
+                say(f"going on from step {int(state.step)} in {workdir}")
+            state = _loop(config, setup, state, saves, workdir, stop)
+            saves.save(state, configs.to_json(config))
+            saves.close()
+        if stop.signal:
+            say(f"stopped at step {int(state.step)}, saved; the same command goes on from there")
+            return 128 + stop.signal
+        say(f"finished: step {int(state.step)}, results in {workdir}")
+        return 0
+
+    return run
+
+
+def _loop(config: ConfigDict, setup: build.Setup, state, saves, workdir: str, stop):
+    parts, mesh, options = setup.parts, setup.mesh, step.settings(**config.train)
+    start = int(state.step)
+    log = metrics.Log(workdir, "metrics.jsonl", tensorboard=options.tensorboard)
+    log.rewind(start)
+    meter = metrics.Meter(parts.objective, parts.data, setup.abstract.params, options.batch_size)
+    train_step = jax.jit(
+        step.make_train_step(
+            parts.objective,
+            parts.optimizer,
+            mesh=mesh,
+            seed=config.seed,
+            microbatches=options.microbatches,
+            ema=options.ema,
+        ),
+        donate_argnums=0,
+    )
+    inspect = _inspection(config, setup, workdir, log)
+    batches = parts.data.batches(
+        "train",
+        batch_size=options.batch_size,
+        seed=config.seed,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    waiting = None  # metrics of the step before, read while the next one runs
+    watched = sys.stderr.isatty() and jax.process_index() == 0
+    with tqdm(total=options.steps, initial=start, unit="step", disable=not watched) as bar:
+        for number in range(start + 1, options.steps + 1):
+            state, out = train_step(state, parallel.global_batch(mesh, next(batches)))
+            if waiting is not None:
+                meter.add(waiting)
+            waiting = out
+            last = number == options.steps or bool(stop.signal)
+            if number % options.log_every == 0 or last:
+                meter.add(waiting)
+                waiting = None
+                row = meter.row(number, parts.optimizer.learning_rate(number - 1))
+                log.write(row)
+                text = _progress(row, options.steps, setup.tokens_per_step)
+                bar.set_postfix_str(text)
+                if not watched:
+                    say(f"step {number}/{options.steps}: {text}")
+            bar.update()
+            with meter.paused():
+                if number % options.checkpoint_every == 0 and not last:
+                    saves.save(state, configs.to_json(config))
+                if number == options.steps or (
+                    number % options.eval_every == 0 and not stop.signal
+                ):
+                    inspect(state, number)
+            if stop.signal:
+                break
+    return state
+
+
+def _inspection(config: ConfigDict, setup: build.Setup, workdir: str, log) -> Callable:
+    """(state, number) -> None: evaluates, draws samples, prints and logs both."""
+    parts, options = setup.parts, config.train
+    texts = metrics.Log(workdir, "samples.jsonl")
+    eval_step = evaluate.make_eval_step(parts.objective)
+    sampler = jax.jit(parts.sampler.sample)
+
+    def inspect(state: step.TrainState, number: int) -> None:
+        params = step.eval_params(state)
+        run = evaluate.Run(parts.data, parts.objective, params, setup.mesh, config.seed, eval_step)
+        for row in evaluate.evaluate(parts, run, number):
+            log.write(row)
+            say(evaluate.describe(row))
+        if options.num_samples:
+            drawn = sampling.samples(
+                parts,
+                params,
+                num=options.num_samples,
+                seed=config.seed,
+                batch_size=options.num_samples,
+                sampler=sampler,
+            )
+            for out in drawn:
+                texts.write({"step": number, **out})
+                say(f"--- sample {out['index']} at step {number}\n{out['text']}")
+            say("---")
+
+    return inspect
+
+
+class Stop:
+    """Notes SIGINT and SIGTERM, so that the loop can save and end; a second one ends at once."""
+
+    signal = 0
+
+    def __enter__(self) -> "Stop":
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        name = signal.Signals(number).name
+        print(f"\n{name}: saving after this step; once more ends at once", file=sys.stderr)
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def say(text: str) -> None:
+    """One process speaks; a progress bar stays on its own line."""
+    if jax.process_index() == 0:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _progress(row: dict, total: int, tokens_per_step: int) -> str:
+    seconds = (total - row["step"]) * tokens_per_step / row["tokens_per_second"]
+    return (
+        f"{row['nats_per_token']:.3f} nats/token, {row['tokens_per_second']:,.0f} tokens/s, "
+        f"{row['matmul_fraction']:.0%} of matmul rate, {seconds / 60:.1f} min of steps left"
+    )

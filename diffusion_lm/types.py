@@ -1,0 +1,125 @@
+"""The contracts that every part of the package keeps, as plain NamedTuples of pure functions.
+
+Alphabet of shapes: B batch, L length, V vocabulary, D width, H heads. Times run from t=0 (data) to
+t=1 (noise), s < t. Losses are in nats per example.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Params = Any
+# A batch is a dict of arrays with a leading axis B. "x": int32[B, L] tokens; "row": int32[B], the
+# example's place in the global batch; "slot": float32[B], that place divided by the global batch
+# size. All noise is a function of a key and of these, so it does not depend on devices,
+# microbatches or processes.
+Batch = dict[str, Array]
+
+
+class Ratio(NamedTuple):
+    """A mean kept as (sum, count): added up over microbatches, devices, hosts; divided once."""
+
+    sum: Array
+    count: Array
+
+    def __add__(self, other: "Ratio") -> "Ratio":
+        return Ratio(self.sum + other.sum, self.count + other.count)
+
+
+class LossOutput(NamedTuple):
+    """What a loss returns. Training minimises sum(loss) / sum(tokens), in nats per token."""
+
+    loss: Array  # f32[B] nats per example, unreduced; may be a surrogate (GenMD4, NCE)
+    tokens: Array  # f32[B] how many tokens the loss of each example is spread over
+    metrics: dict[str, Ratio]
+
+
+class Schedule(NamedTuple):
+    """A noise schedule; each member maps t[...] to an array of the same shape.
+
+    `alpha` is P(token kept at t). `mask_prob` is 1 - alpha, computed without that subtraction.
+    `dalpha` is d alpha / dt.
+    """
+
+    alpha: Callable[[Array], Array]
+    mask_prob: Callable[[Array], Array]
+    dalpha: Callable[[Array], Array]
+
+
+class Process(NamedTuple):
+    """A forward process on token sequences, and its exact posterior."""
+
+    schedule: Schedule
+    vocab_size: int  # V, the mask not counted
+    mask: int | None  # id of the mask (V, one past the data), None if there is none
+    corrupt: Callable[[Array, Array, Array], Array]  # (keys[B], x[B, L], t[B]) -> z[B, L]
+    posterior: Callable[..., Array]  # (z, x, t, s) -> P(z_s | z_t, x), f32[B, L, V + 1]
+    prior: Callable[..., Array]  # (keys[B], length) -> z_1[B, L]
+
+
+class Network(NamedTuple):
+    """A network as pure functions. The head stands apart so that a loss can ask for chosen rows."""
+
+    init: Callable[..., Params]  # (key) -> params
+    trunk: Callable[..., Array]  # (params, tokens[B, L], t[B] | None, keys[B] | None) -> [B, L, D]
+    head: Callable[..., Array]  # (params, h[..., D]) -> logits f32[..., V]
+    # (params, cache, tokens[B], position) -> (logits f32[B, V], cache); causal networks only
+    decode: Callable[..., tuple[Array, Any]] | None = None
+    cache: Callable[..., Any] | None = None  # (batch, length) -> an empty cache for `decode`
+
+
+class Objective(NamedTuple):
+    """A training objective with its bound and what samplers need of it; pure functions."""
+
+    init: Callable[..., Params]  # (key) -> params, a dict whose keys name its parts
+    loss: Callable[..., LossOutput]  # (params, batch, key, *, train) -> LossOutput
+    nll: Callable[..., Array] | None  # (params, batch, key) -> f32[B] nats per example
+    # (params, cond) -> the function that samplers drive: (z[B, L], t[B]) -> log p(x | z), f32
+    # [B, L, V]; for an autoregressive model, a Decoder.
+    predict: Callable[..., Any]
+    process: Callable[[Params], Process] | None  # None for autoregressive models
+    exact: bool = False  # True if nll is -log p(x) itself, False if an upper bound in expectation
+
+
+class Decoder(NamedTuple):
+    """What an autoregressive objective offers to samplers: one token at a time, with a cache."""
+
+    cache: Callable[..., Any]  # (batch, length) -> cache
+    step: Callable[
+        ..., tuple[Array, Any]
+    ]  # (cache, token[B], position) -> (log p f32[B, V], cache)
+    start: int  # the token that stands before the first one
+
+
+class Samples(NamedTuple):
+    """tokens: int32[B, L]; calls: int32[], how often the network ran on the whole batch."""
+
+    tokens: Array
+    calls: Array
+
+
+class Sampler(NamedTuple):
+    """`check(objective)` raises ValueError if the sampler cannot serve it.
+
+    `sample(params, keys[B], prompt[B, L], free[B, L])` fills the positions where `free` is true and
+    leaves all others as they are: a token there is a condition, a mask there stays unknown, which
+    for masked diffusion means that it is marginalised out.
+    """
+
+    sample: Callable[..., Samples]
+
+
+class Optimizer(NamedTuple):
+    """An optax transformation and its learning rate as a function of the step, for the log."""
+
+    transform: Any
+    learning_rate: Callable[[Any], Any]
+
+
+def ratio(values: Array, counts: Array | None = None) -> Ratio:
+    """Ratio of the sums of two arrays; without counts, the mean of the first."""
+    count = jnp.float32(values.size) if counts is None else counts.sum()
+    return Ratio(values.sum(), count)

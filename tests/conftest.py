@@ -1,0 +1,26 @@
+"""Eight CPU devices for the whole suite, and quick compilation; set before JAX starts."""
+
+import os
+
+# Tests compile many tiny programs and run each once: the compiler's effort would be most of it.
+FAST = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST}".strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+WORDS = "the people of these united states have every reason to look forward with hope".split()
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """A small text of several paragraphs, the same in every session."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    paragraphs = [
+        " ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(60)) + "." for i in range(40)
+    ]
+    path.write_text("\n\n".join(paragraphs))
+    return str(path)

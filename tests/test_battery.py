@@ -1,0 +1,160 @@
+"""What every objective must pass; a new file in objectives/ is picked up without editing this."""
+
+import importlib
+import inspect
+import math
+import pkgutil
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+
+import diffusion_lm.objectives
+from diffusion_lm import keys, optim, parallel, schedules, step
+from diffusion_lm.networks import transformer
+
+MODULES = {
+    m.name: importlib.import_module(f"diffusion_lm.objectives.{m.name}")
+    for m in pkgutil.iter_modules(diffusion_lm.objectives.__path__)
+}
+# Every objective, and each of its estimators where it names some in ESTIMATORS.
+CASES = [
+    pytest.param(module, {"estimator": e} if e else {}, id=f"{name}-{e}" if e else name)
+    for name, module in MODULES.items()
+    if hasattr(module, "make")
+    for e in getattr(module, "ESTIMATORS", ("",))
+]
+TINY = partial(transformer.make, width=16, layers=2, heads=2, dropout_rate=0.1)
+
+
+def tiny_objective(module, options, vocab_size=7, length=8):
+    takes = inspect.signature(module.make).parameters
+    supplied = {
+        "network": TINY,
+        "vocab_size": vocab_size,
+        "length": length,
+        "schedule": schedules.linear(),
+        "start": vocab_size - 1,
+    }
+    return module.make(**{k: v for k, v in supplied.items() if k in takes}, **options)
+
+
+def batch_of(x):
+    return keys.number({"x": jnp.asarray(x, jnp.int32)})
+
+
+def draws(objective, x, repeats=64, size=1024):
+    """`repeats` independent batch means of the nll of one sequence x, in nats."""
+    params = objective.init(jax.random.key(0))
+    batch = batch_of(np.tile(x, (size, 1)))
+    nll = jax.jit(lambda key: objective.nll(params, batch, key).mean())
+    return np.array([nll(jax.random.key(i)) for i in range(repeats)], np.float64)
+
+
+@pytest.mark.parametrize("module,options", CASES)
+def test_bound_of_the_exact_model_is_the_nll(module, options):
+    """With the exact denoiser every bound averages to -log p(x); an exact nll equals it."""
+    objective = toy.objective(module, toy.exact_network, **options)
+    if objective.nll is None:
+        pytest.skip("no likelihood")
+    for row in (0, 13, 25):
+        got = draws(objective, toy.X[row], repeats=1 if objective.exact else 64)
+        want = -math.log(toy.P_X[row])
+        if objective.exact:
+            assert abs(got[0] - want) < 1e-5
+        else:
+            error = got.std(ddof=1) / math.sqrt(len(got))
+            assert 0 < error < 0.02
+            assert abs(got.mean() - want) < 4 * error
+
+
+@pytest.mark.parametrize("module,options", CASES)
+def test_zero_network_gives_log_v(module, options):
+    objective = toy.objective(module, toy.zero_network, **options)
+    if objective.nll is None:
+        pytest.skip("no likelihood")
+    got = draws(objective, toy.X[5], repeats=32)
+    error = got.std(ddof=1) / math.sqrt(len(got))
+    assert abs(got.mean() - toy.L * math.log(toy.V)) < 4 * error + 1e-5
+
+
+@pytest.mark.parametrize("module,options", CASES)
+def test_loss_has_the_contract(module, options):
+    objective = tiny_objective(module, options)
+    params = objective.init(jax.random.key(0))
+    assert isinstance(params, dict)
+    out = objective.loss(params, batch_of(np.zeros((4, 8))), jax.random.key(1), train=True)
+    chex.assert_shape([out.loss, out.tokens], (4,))
+    chex.assert_type([out.loss, out.tokens], jnp.float32)
+    assert float(out.tokens.sum()) == 32
+    assert "nats_per_token" in out.metrics
+    chex.assert_tree_all_finite(out)
+
+
+def losses(module, options, devices, microbatches, batch_size=16, steps=2):
+    """nats_per_token of a few train steps on a mesh of `devices`, and the final parameters."""
+    objective = tiny_objective(module, options)
+    optimizer = optim.adamw(steps=10, learning_rate=1e-2, warmup=0)
+    mesh = parallel.make_mesh(devices=jax.devices()[:devices])
+    state = jax.jit(
+        lambda: step.init_state(objective, optimizer, seed=0, ema=0.9),
+        out_shardings=parallel.replicated(mesh),
+    )()
+    train = step.make_train_step(
+        objective, optimizer, mesh=mesh, seed=0, microbatches=microbatches, ema=0.9
+    )
+    train = jax.jit(train, donate_argnums=0)
+    x = np.random.default_rng(0).integers(0, 7, (batch_size, 8), np.int32)
+    seen = []
+    for _ in range(steps):
+        state, metrics = train(state, parallel.global_batch(mesh, {"x": x}))
+        r = metrics["nats_per_token"]
+        seen.append(float(r.sum / r.count))
+    return seen, jax.device_get(state.params)
+
+
+@pytest.mark.parametrize("module,options", CASES)
+def test_devices_and_microbatches_change_nothing(module, options):
+    """Same masks, dropout and loss on 1, 2, 4, 8 devices and for 1, 2, 4 microbatches."""
+    want, params = losses(module, options, 1, 1)
+    layouts = [(2, 2), (8, 1), (4, 1), (1, 4)]
+    for devices, microbatches in layouts:
+        got, other = losses(module, options, devices, microbatches)
+        np.testing.assert_allclose(got, want, rtol=2e-6)
+        chex.assert_trees_all_close(other, params, atol=2e-5)
+
+
+@pytest.mark.parametrize("module,options", CASES)
+def test_learns_a_constant(module, options):
+    """Twenty steps on a constant text bring the loss far under log V."""
+    objective = tiny_objective(module, options)
+    optimizer = optim.adamw(steps=60, learning_rate=2e-2, warmup=0)
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    state = step.init_state(objective, optimizer, seed=0, ema=0)
+    train = jax.jit(step.make_train_step(objective, optimizer, mesh=mesh, seed=0))
+    for _ in range(20):
+        state, metrics = train(state, {"x": jnp.full((16, 8), 3, jnp.int32)})
+    assert float(optax.tree.norm(state.params)) < 1e3
+    r = metrics["nats_per_token"]
+    assert float(r.sum / r.count) < 0.7 * math.log(7)
+
+
+@pytest.mark.parametrize("module,options", CASES)
+def test_loss_is_a_function_of_its_key(module, options):
+    """The same key gives the same loss; rows of a batch share no noise."""
+    objective = tiny_objective(module, options)
+    params = objective.init(jax.random.key(0))
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(5), p.shape), params)
+    batch = batch_of(np.tile(np.arange(8) % 7, (16, 1)))
+    first, again, other = (
+        np.asarray(objective.loss(params, batch, jax.random.key(k), train=True).loss)
+        for k in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.all(first != other)
+    assert len(np.unique(first)) == 16  # dropout and masks differ from row to row

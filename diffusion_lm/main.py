@@ -1,6 +1,7 @@
 """Train, evaluate, sample: python -m diffusion_lm.main --config=FILE --workdir=DIR [--mode=M]."""
 
 import argparse
+import difflib
 import json
 import os
 import sys
@@ -50,10 +51,22 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """Parses all but overrides; an unknown flag ends with the nearest known one."""
+    out = parser()
+    flags, unknown = out.parse_known_args(argv)
+    if unknown:
+        known = [option for action in out._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; see --help"
+        out.exit(2, f"diffusion_lm: unknown argument {unknown[0]}{hint}\n")
+    return flags
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
-    flags = parser().parse_args([a for a in argv if not a.startswith("--config.")])
+    flags = _parse([a for a in argv if not a.startswith("--config.")])
     prepare = {"train": _train, "eval": _eval, "sample": _sample}[flags.mode]
     try:
         run = prepare(flags, overrides)

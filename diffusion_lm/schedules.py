@@ -34,13 +34,12 @@ def linear(*, eps: float = 1e-4) -> Schedule:
 
 def polynomial(*, power: float = 2.0, eps: float = 1e-4) -> Schedule:
     """alpha = 1 - t^power."""
-    if power <= 0:
-        raise ValueError(f"schedule.power must be positive, got {power}")
+    if power < 1:  # below 1 the slope at t = 0 is infinite
+        raise ValueError(f"schedule.power must be at least 1, got {power}")
     return _fit(
         lambda t: -jnp.expm1(power * jnp.log(t)),
         lambda t: t**power,
-        # t^(power-1) has no finite value at 0 for power < 1; times are drawn from [0, 1).
-        lambda t: -power * jnp.maximum(t, 1e-7) ** (power - 1),
+        lambda t: -power * t ** (power - 1),
         eps,
     )
 

@@ -13,7 +13,6 @@ SCHEDULES = {
     "linear": schedules.linear(),
     "polynomial2": schedules.polynomial(power=2.0),
     "polynomial3": schedules.polynomial(power=3.0),
-    "polynomial_half": schedules.polynomial(power=0.5),
     "cosine": schedules.cosine(),
     "geometric": schedules.geometric(),
 }
@@ -55,12 +54,13 @@ def test_zero_network_integrates_to_log_v(schedule):
     """int -alpha'/(1 - alpha) * (1 - alpha) dt + reconstruction = 1, in units of L log V."""
     with jax.enable_x64(True):
         u = (jnp.arange(200_000) + 0.5) / 200_000
-        t = u**4  # dense at 0, where polynomial(0.5) is steep; dt = 4 u^3 du
+        t = u**2  # dense at 0; dt = 2 u du
         weight = -schedule.dalpha(t) / schedule.mask_prob(t)
-        integral = float((weight * schedule.mask_prob(t) * 4 * u**3).mean())
+        integral = float((weight * schedule.mask_prob(t) * 2 * u).mean())
         total = integral + float(schedule.mask_prob(jnp.float64(0)))
     assert abs(total - 1) < 1e-6
-    assert np.all(np.isfinite(-schedule.dalpha(t) / schedule.mask_prob(t)))
+    ends = jnp.array([0.0, 1e-30, 1e-7, 1.0])
+    assert np.all(np.isfinite(-schedule.dalpha(ends) / schedule.mask_prob(ends)))
 
 
 @every
@@ -96,7 +96,7 @@ def test_grid_ends(shape):
 def test_bad_options_are_named():
     for make, options, word in [
         (schedules.linear, {"eps": 0.0}, "eps"),
-        (schedules.polynomial, {"power": -1.0}, "power"),
+        (schedules.polynomial, {"power": 0.5}, "power"),
         (schedules.geometric, {"minimum": 2.0, "maximum": 1.0}, "minimum"),
     ]:
         with pytest.raises(ValueError, match=word):

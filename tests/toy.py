@@ -30,8 +30,6 @@ def conditionals(z):
 
 Z = np.array(list(itertools.product(range(V + 1), repeat=L)))  # [64, L], all latent states
 DENOISER = np.stack([conditionals(z) for z in Z])  # [64, L, V]
-# next-token predictor: position n sees x^{<n}
-PREFIX = np.stack([[np.where(np.arange(L) < n, x, MASK) for n in range(L)] for x in X])
 PLACE = (V + 1) ** np.arange(L - 1, -1, -1)
 
 

@@ -26,6 +26,7 @@ import os
 import pathlib
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -98,7 +99,8 @@ class TextData(NamedTuple):
             raise ValueError(f"{start_step=}, {seed=}, wanted start_step >= 0, 0 <= seed < 2**32")
         ordered = grain.MapDataset.source(tokens)
         if shuffle:
-            ordered = ordered.shuffle(seed=seed)
+            # Grain shuffles epoch e by seed + e: hashed, near seeds share no order.
+            ordered = ordered.shuffle(seed=zlib.crc32(f"shuffle {seed}".encode()))
         parts = ordered.repeat().batch(rows)
         mine = parts[start_step * process_count + process_index :: process_count]
         mine = mine.map(lambda x: {"x": x.astype(np.int32)})

@@ -1,0 +1,376 @@
+"""Whole runs through the command line's own entry: train, stop, resume, evaluate, sample."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_lm import build, checkpoint, config, evaluate, main, sample, train
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def write_config(folder, text, **changes):
+    """A tiny config file as JSON; `changes` are "a.b" -> value."""
+    base = {
+        "data": {"name": "text", "source": "files", "path": text, "tokenizer": "bytes"},
+        "network": {"name": "transformer", "layers": 2, "width": 16, "heads": 2},
+        "objective": {"name": "md4"},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-2, "warmup": 0},
+        "sampler": {"name": "ancestral", "num_steps": 4},
+        "evaluators": {"valid": {"name": "likelihood", "batch_size": 8, "draws": 2}},
+        "train": {"steps": 4, "batch_size": 8, "log_every": 1, "eval_every": 4, "ema": 0.9},
+    }
+    base["data"]["length"] = 16
+    base["train"]["checkpoint_every"] = 2
+    for field, value in changes.items():
+        *sections, key = field.split(".")
+        part = base
+        for section in sections:
+            part = part[section]
+        part[key] = value
+    path = pathlib.Path(folder) / "config_file.json"
+    path.write_text(json.dumps(base))
+    return str(path)
+
+
+def rows(workdir, name="metrics.jsonl"):
+    return [json.loads(line) for line in (pathlib.Path(workdir) / name).read_text().splitlines()]
+
+
+def state_of(config_file, workdir, overrides=()):
+    setup = build.setup(config.resolve(config.load(config_file), list(overrides)))
+    saves = checkpoint.Checkpoints(str(workdir), read_only=True)
+    return jax.device_get(saves.restore(setup.abstract))
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, text_file):
+    """(config file, workdir) of a finished run of four steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = write_config(folder, text_file)
+    assert main.main([f"--config={path}", f"--workdir={folder / 'run'}"]) == 0
+    return path, folder / "run"
+
+
+def test_train_writes_what_it_promises(finished, capsys):
+    path, workdir = finished
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 4
+    log = rows(workdir)
+    steps = [r["step"] for r in log if r["split"] == "train"]
+    assert steps == [1, 2, 3, 4]
+    wanted = {
+        "step", "split", "bits_per_token", "bits_per_char", "nats_per_token", "standard_error",
+        "learning_rate", "grad_norm", "tokens_per_second", "flops_per_second", "matmul_fraction",
+    }  # fmt: skip
+    assert wanted <= set(log[0])
+    assert 0 < log[0]["matmul_fraction"] < 1
+    valid = [r for r in log if r["split"] == "valid"]
+    assert [r["step"] for r in valid] == [4] and valid[0]["standard_error"] > 0
+    assert {"draws", "tokenizer", "data", "windows"} <= set(valid[0])
+    assert abs(valid[0]["bits_per_char"] - valid[0]["bits_per_token"]) < 0.3  # bytes, ASCII text
+    assert len(rows(workdir, "samples.jsonl")) == 2
+    before = (workdir / "metrics.jsonl").read_text()
+    assert main.main([f"--config={path}", f"--workdir={workdir}"]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_four_steps_equal_two_and_two(finished, tmp_path):
+    """train 4 = train 2 + restore + train 2, bit for bit: parameters, optimiser, average, log."""
+    path, workdir = finished
+    other = tmp_path / "run"
+    stopper = StopAfter(2)
+    assert stopper.run([f"--config={path}", f"--workdir={other}"]) == 128 + signal.SIGTERM
+    assert rows(other)[-1]["step"] == 2
+    assert main.main([f"--config={path}", f"--workdir={other}"]) == 0
+    assert_same(state_of(path, workdir), state_of(path, other))
+    for a, b in zip(rows(workdir), rows(other), strict=True):
+        assert a["step"] == b["step"] and a["nats_per_token"] == b["nats_per_token"]
+
+
+class StopAfter:
+    """Sends this process SIGTERM while step `number` is being logged."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def run(self, argv):
+        original, number = train._progress, self.number
+
+        def progress(row, *rest):
+            if row["step"] == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(row, *rest)
+
+        train._progress = progress
+        try:
+            return main.main(argv)
+        finally:
+            train._progress = original
+
+
+def test_another_layout_continues_the_same_run(finished, tmp_path):
+    """A checkpoint saved on 8 devices goes on over 2 x 2 x 2 and with microbatches."""
+    path, workdir = finished
+    other = tmp_path / "run"
+    assert StopAfter(2).run([f"--config={path}", f"--workdir={other}"]) > 128
+    flags = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    argv = [f"--config={path}", f"--workdir={other}", *flags, "--config.train.microbatches=2"]
+    assert main.main(argv) == 0
+    for a, b in zip(
+        jax.tree.leaves(state_of(path, workdir).params),
+        jax.tree.leaves(state_of(path, other).params),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_resume_refuses_another_model(finished, capsys):
+    path, workdir = finished
+    argv = [f"--config={path}", f"--workdir={workdir}", "--config.network.width=32"]
+    assert main.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "network.width 16 -> 32" in error and error.count("\n") == 1
+
+
+def test_eval_appends_rows(finished, capsys):
+    _, workdir = finished
+    argv = [f"--workdir={workdir}", "--mode=eval", "--config.evaluators.valid.split=test"]
+    assert main.main([*argv, "--config.evaluators.valid.draws=3"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["split"] == "test" and row["draws"] == 3 and row["step"] == 4
+    assert row == rows(workdir, "eval.jsonl")[-1]
+    assert row["kind"] == "upper bound" and row["standard_error"] > 0
+
+
+def test_sample_infills_and_repeats(finished, capsys):
+    _, workdir = finished
+    argv = [f"--workdir={workdir}", "--mode=sample", "--json", "--num_steps=3", "--seed=5"]
+    assert main.main([*argv, "--num_samples=3", "--prompt=the [MASK:4] of"]) == 0
+    first = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["index"] for r in first] == [0, 1, 2]
+    assert all(r["text"].startswith("the ") and r["text"].endswith(" of") for r in first)
+    assert all(r["calls"] <= 3 for r in first)
+    assert main.main([*argv, "--num_samples=1", "--prompt=the [MASK:4] of"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == first[0]["text"]
+
+
+def test_autoregressive_run(tmp_path, text_file, capsys):
+    """Exact likelihood, continuation with a cache, and a clear no to infilling."""
+    path = write_config(
+        tmp_path, text_file, **{"objective.name": "ar", "sampler": {"name": "autoregressive"}}
+    )
+    workdir = tmp_path / "run"
+    assert main.main([f"--config={path}", f"--workdir={workdir}"]) == 0
+    row = [r for r in rows(workdir) if r["split"] == "valid"][-1]
+    assert row["kind"] == "exact" and row["standard_error"] == 0 and row["draws"] == 1
+    capsys.readouterr()
+    sampled = [f"--workdir={workdir}", "--mode=sample", "--json"]
+    assert main.main([*sampled, "--prompt=the people"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"].startswith("the people")
+    assert main.main([*sampled, "--prompt=a [MASK:2] b"]) == 2
+    assert "autoregressive model cannot fill" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[p.stem for p in CONFIGS])
+def test_every_config_runs_reduced(path, tmp_path, text_file):
+    """Two steps, an evaluation, samples and a checkpoint of every file in configs/."""
+    reduced = build.reduced(config.load(str(path)), text_file)
+    assert train.prepare(config.resolve(reduced, []), str(tmp_path / "run"))() == 0
+    log = rows(tmp_path / "run")
+    assert [r["step"] for r in log if r["split"] == "train"] == [1, 2]
+    assert all(np.isfinite(r["nats_per_token"]) for r in log)
+    header = path.read_text().split('"""')[1]
+    for word in ("python -m diffusion_lm.main", "Hardware", "Cost", "Expected"):
+        assert word in header, f"{path.name} opens without {word!r}"
+
+
+def test_config_arguments(capsys):
+    medium = config.load(f"{ROOT / 'configs/md4_owt.py'}:medium")
+    assert medium.network.layers == 24
+    with pytest.raises(ValueError, match="small, medium"):
+        config.load(f"{ROOT / 'configs/md4_owt.py'}:huge")
+
+
+BAD_INPUT = {
+    "--config.network.widht=3": "did you mean config.network.width",
+    "--config.netwrk.width=3": "did you mean",
+    "--config.train.batch_size=abc": "must be int",
+    "--config.train.batch_size=2.5": "must be int",
+    "--config.train.batch_size=-5": "at least 1",
+    "--config.train.batch_size=12": "not divisible by 8",
+    "--config.train.microbatches=3": "not divisible",
+    "--config.network.width=0": "must be positive",
+    "--config.network.width": "needs a value",
+    "--config.network.remat=yes": "true or false",
+    "--config.objective.name=md5": "choices: ar",
+    "--config.objective.estimator=x": "choices: independent",
+    "--config.optimizer.name=sgd": "choices: adamw, muon",
+    "--config.optimizer.learning_rate=-1": "must be positive",
+    "--config.data.path=/nowhere": "neither a file nor a folder",
+    "--config.data.source=wikipedia": "choices: sotu",
+    "--config.data.tokenizer=words": "choices: characters",
+    "--config.data.length=0": "positive integer",
+    "--config.data.length=100000": "no window of length",
+    "--config.sampler.name=autoregressive": "served by: ancestral",
+    "--config.sampler.num_steps=0": "at least 1",
+    "--config.mesh.data=3": "does not fit 8 devices",
+    "--config.seed=-1": "non-negative",
+    "--config.evaluators.valid.split=dev": "unknown split",
+    "--config.schedule.name=sigmoid": "choices: linear",
+    "--config.rules.width=model": "unknown axes",
+}
+
+
+@pytest.mark.parametrize("flag", BAD_INPUT)
+def test_bad_input_is_one_line(flag, tmp_path, text_file, capsys):
+    path = write_config(tmp_path, text_file)
+    workdir = tmp_path / "run"
+    assert main.main([f"--config={path}", f"--workdir={workdir}", flag]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and BAD_INPUT[flag] in error, error
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "argv,words",
+    [
+        (["--config=nowhere.py"], "no config file 'nowhere.py'"),
+        ([], "needs --config"),
+        (["--mode=eval"], "no run in"),
+        (["--mode=sample"], "no run in"),
+    ],
+)
+def test_missing_files_are_one_line(argv, words, tmp_path, capsys):
+    assert main.main([*argv, f"--workdir={tmp_path / 'none'}"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags,words",
+    [
+        (["--num_samples=0"], "at least 1"),
+        (["--num_steps=0"], "at least 1"),
+        (["--top_p=0"], "top_p"),
+        (["--temperature=-1"], "temperature"),
+        (["--seed=-1"], "seed"),
+        (["--prompt=" + "long " * 10], "the model holds 16"),
+        (["--prompt=[MASK:0]"], "at least one token"),
+        (["--prompt=[MASK:99]"], "the model holds 16"),
+        (["--prompt=" + "x" * 16], "nothing is left to write"),
+    ],
+)
+def test_bad_sampling_input_is_one_line(flags, words, finished, capsys):
+    _, workdir = finished
+    assert main.main([f"--workdir={workdir}", "--mode=sample", *flags]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_mistyped_flags_are_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main(["--workdir=x", "--confg=y"])
+    assert stop.value.code == 2
+    assert "did you mean --config" in capsys.readouterr().err
+
+
+def test_prompts_are_laid_out(finished):
+    path, _ = finished
+    data = build.parts(config.resolve(config.load(path), [])).data
+    prompt = sample.encode_prompt("ab[MASK:3]c[MASK:1]", data, ordered=False)
+    assert prompt.used == 7
+    np.testing.assert_array_equal(prompt.free[:8], [0, 0, 1, 1, 1, 0, 1, 0])
+    assert np.all(prompt.tokens[prompt.free] == data.vocab_size)
+    assert data.tokenizer.decode(prompt.tokens[[0, 1, 5]]) == "abc"
+    rest = sample.encode_prompt("ab", data, ordered=True)
+    assert rest.used == 16 and rest.free.sum() == 14
+
+
+def test_evaluation_counts_every_window_once(finished, capsys):
+    """The mean does not depend on the batch size, for an objective whose nll is exact."""
+    path, _ = finished
+    means = []
+    for size in (8, 16):
+        flags = ["objective.name=ar", "sampler.name=autoregressive"]
+        resolved = config.resolve(
+            config.load(path), [*flags, f"evaluators.valid.batch_size={size}"]
+        )
+        setup = build.setup(resolved)
+
+        run = evaluate.Run(
+            setup.parts.data,
+            setup.parts.objective,
+            setup.init().params,
+            setup.mesh,
+            0,
+            evaluate.make_eval_step(setup.parts.objective),
+        )
+        (row,) = evaluate.evaluate(setup.parts, run, 0)
+        means.append(row["nats_per_token"])
+    np.testing.assert_allclose(means[0], np.log(257), rtol=1e-5)
+    np.testing.assert_allclose(means[0], means[1], rtol=1e-6)
+
+
+def test_two_processes_train_like_one(tmp_path, text_file):
+    """launch/local.sh starts a real two-process job; its log equals that of one process."""
+    path = write_config(tmp_path, text_file)
+    env = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"], "JAX_PLATFORMS": "cpu"}
+    env["JAX_NUM_CPU_DEVICES"] = "2"
+    env["PATH"] = f"{pathlib.Path(sys.executable).parent}:{env['PATH']}"
+    for number in (1, 2):
+        argv = [ROOT / "launch/local.sh", str(number), f"--config={path}"]
+        subprocess.run(
+            [*argv, f"--workdir={tmp_path / str(number)}"],
+            check=True, env=env, timeout=300, cwd=ROOT, capture_output=True,
+        )  # fmt: skip
+    one, two = (rows(tmp_path / str(n)) for n in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        assert a["step"] == b["step"]
+        np.testing.assert_allclose(a["nats_per_token"], b["nats_per_token"], rtol=1e-5)
+
+
+def test_interrupt_saves_and_the_run_goes_on(tmp_path, text_file):
+    """Ctrl-C in a real process: exit code 130, a checkpoint, and the next start continues."""
+    path = write_config(tmp_path, text_file, **{"train.steps": 100000, "train.eval_every": 100000})
+    workdir = tmp_path / "run"
+    argv = [sys.executable, "-m", "diffusion_lm.main", f"--config={path}", f"--workdir={workdir}"]
+    process = subprocess.Popen(
+        argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    killer = threading.Timer(200, process.kill)
+    killer.start()
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            process.send_signal(signal.SIGINT)
+            break
+    out, _ = process.communicate()
+    killer.cancel()
+    assert process.returncode == 130
+    assert "saved; the same command goes on" in out
+    stopped = checkpoint.Checkpoints(str(workdir), read_only=True).latest()
+    assert stopped >= 5
+    argv = [f"--config={path}", f"--workdir={workdir}", f"--config.train.steps={stopped + 1}"]
+    assert main.main(argv) == 0
+    assert checkpoint.Checkpoints(str(workdir), read_only=True).latest() == stopped + 1
+
+
+def test_ema_is_what_is_evaluated(finished):
+    path, workdir = finished
+    state = state_of(path, workdir)
+    gaps = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, state.ema)
+    assert max(jax.tree.leaves(gaps)) > 1e-4

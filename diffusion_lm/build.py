@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_lm import optim, parallel, schedules, step
+from diffusion_lm import bigram, optim, parallel, schedules, step
 from diffusion_lm.types import Objective, Optimizer, Sampler
 
 # Sections whose `name` is a module in a folder of the package, with the arguments that the house
@@ -171,7 +171,19 @@ def setup(config: ConfigDict) -> Setup:
 
     layout = parallel.shardings(mesh, jax.eval_shape(init), made.axes, config.rules.to_dict())
     jitted = jax.jit(init, out_shardings=layout)
-    return Setup(made, mesh, jitted, _abstract(init, layout), options.batch_size * made.data.length)
+    abstract = _abstract(init, layout)
+    if options.start == "bigram":
+        bigram.check(abstract.params)
+
+    def begin():
+        state = jitted()
+        if options.start == "bigram":
+            params = bigram.start(state.params, made.objective, made.data, seed=config.seed)
+            average = None if state.ema is None else jax.tree.map(jax.numpy.copy, params)
+            state = state._replace(params=params, ema=average)
+        return state
+
+    return Setup(made, mesh, begin, abstract, options.batch_size * made.data.length)
 
 
 def reduced(config: ConfigDict, text: str) -> ConfigDict:
@@ -186,7 +198,8 @@ def reduced(config: ConfigDict, text: str) -> ConfigDict:
     config.network.update(layers=2, width=16, heads=2)
     if "hidden" in config.network:
         config.network.hidden = 32
-    config.train.update(steps=2, batch_size=8, log_every=1, eval_every=2, checkpoint_every=2)
+    config.train.update(steps=2, batch_size=16, microbatches=1, log_every=1, eval_every=2)
+    config.train.update(checkpoint_every=2)
     for evaluator in config.evaluators.values():
         evaluator.update(batch_size=8, draws=2, max_windows=16)
     if config.sampler.name == "ancestral":

@@ -23,6 +23,7 @@ class Settings(NamedTuple):
     keep: int
     num_samples: int
     tensorboard: bool
+    start: str
 
 
 def settings(
@@ -37,10 +38,11 @@ def settings(
     keep: int = 2,
     num_samples: int = 2,
     tensorboard: bool = False,
+    start: str = "random",
 ) -> Settings:
     """The loop's settings. `batch_size` is global; `ema` is the decay of the averaged parameters
     that are evaluated and sampled from (0: none); `keep` is how many checkpoints stay;
-    `num_samples` are printed at each evaluation."""
+    `num_samples` are printed at each evaluation; `start` is "random" or "bigram" (bigram.py)."""
     given = Settings(**locals())
     for name in ("steps", "batch_size", "microbatches", "log_every", "eval_every", "keep"):
         if getattr(given, name) < 1:
@@ -53,6 +55,8 @@ def settings(
         raise ValueError(
             f"train.batch_size {batch_size} is not divisible by train.microbatches {microbatches}"
         )
+    if start not in ("random", "bigram"):
+        raise ValueError(f"unknown train.start {start!r}; choices: random, bigram")
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ValueError(
             "train.tensorboard needs the extra: pip install 'diffusion_lm[tensorboard]'"

@@ -1,6 +1,7 @@
 """Layers shared by the networks: norm, rotary attention, gated MLP, time embedding, dropout."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -32,7 +33,7 @@ def rotate(h_BLHK: Array, position_L: Array, base: float = 1e4) -> Array:
 def project(h: Array, kernel: Array, dtype) -> Array:
     """h[B, L, D] times a kernel whose leading axes hold D and whose others are the output's.
 
-    One product of two matrices: with more axes, XLA's backward pass on CPUs is several times slower.
+    One product of two matrices: with more axes, XLA's backward pass on CPUs is far slower.
     """
     lead, count = 0, 1
     while count < h.shape[-1]:
@@ -64,6 +65,7 @@ class Attention(nn.Module):
     causal: bool
     qk_norm: bool
     dtype: jnp.dtype
+    out_init: Callable | None = None
 
     @nn.compact
     def __call__(self, h_BLD: Array, position_L: Array, cache=None):
@@ -71,7 +73,7 @@ class Attention(nn.Module):
         width = h_BLD.shape[-1]
         size = width // self.heads
         qkv = self.param("qkv", fan_in_of(1), (width, 3, self.heads, size))
-        out = self.param("out", fan_in_of(2), (self.heads, size, width))
+        out = self.param("out", self.out_init or fan_in_of(2), (self.heads, size, width))
         q, k, v = (project(h_BLD, qkv[:, i], self.dtype) for i in range(3))
         if self.qk_norm:
             q, k = Norm("rms", name="q_norm")(q), Norm("rms", name="k_norm")(k)
@@ -88,17 +90,30 @@ class Attention(nn.Module):
         return project(mixed.reshape(*mixed.shape[:2], width), out, self.dtype), cache
 
 
+def shift(h_BLD: Array, taps: Array, before: int) -> Array:
+    """Depthwise convolution over neighbours: sum_i taps[i] * h[l + i - before], zeros outside.
+
+    `taps` is [K, D]; K - 1 - before of the neighbours lie to the right.
+    """
+    pad = (before, taps.shape[0] - 1 - before)
+    padded = jnp.pad(h_BLD, ((0, 0), pad, (0, 0)))
+    length = h_BLD.shape[1]
+    taps = taps.astype(h_BLD.dtype)
+    return sum(taps[i] * padded[:, i : i + length] for i in range(taps.shape[0]))
+
+
 class GatedMLP(nn.Module):
     """SwiGLU (arXiv 2002.05202): down(silu(gate(h)) * up(h))."""
 
     hidden: int
     dtype: jnp.dtype
+    out_init: Callable | None = None
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
         width = h.shape[-1]
         gate_up = self.param("gate_up", fan_in_of(1), (width, 2, self.hidden))
-        down = self.param("down", fan_in_of(1), (self.hidden, width))
+        down = self.param("down", self.out_init or fan_in_of(1), (self.hidden, width))
         gate, up = (project(h, gate_up[:, i], self.dtype) for i in range(2))
         return project(nn.silu(gate) * up, down, self.dtype)
 

@@ -15,6 +15,7 @@ from diffusion_lm.networks.layers import (
     row_keys,
     time_features,
 )
+from diffusion_lm.networks.layers import shift as layers_shift
 from diffusion_lm.types import Array, Network
 
 # Logical axes of every parameter, by the last names of its path; a rules table in the config maps
@@ -46,19 +47,23 @@ class Block(nn.Module):
         width = h_BLD.shape[-1]
         scale1 = scale2 = shift1 = shift2 = 0.0
         gate1 = gate2 = 1.0
+        zero = nn.initializers.zeros
         if cond_BC is not None:
-            zero = nn.initializers.zeros
             out = nn.Dense(6 * width, kernel_init=zero, dtype=self.dtype, name="modulation")(
                 cond_BC
             )
             shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(out[:, None], 6, axis=-1)
         key1, key2 = row_keys(keys_B, 2)
         a = Norm(self.norm, name="norm1")(h_BLD) * (1 + scale1) + shift1
-        attend = Attention(self.heads, self.causal, self.qk_norm, self.dtype, name="attention")
+        # Layers start as the identity: by adaLN's zero gates, else by zero output matrices.
+        start = zero if cond_BC is None else None
+        attend = Attention(
+            self.heads, self.causal, self.qk_norm, self.dtype, start, name="attention"
+        )
         a, cache = attend(a, position_L, cache)
         h_BLD = h_BLD + gate1 * dropout(a, key1, self.rate)
         m = Norm(self.norm, name="norm2")(h_BLD) * (1 + scale2) + shift2
-        m = GatedMLP(self.hidden, self.dtype, name="mlp")(m)
+        m = GatedMLP(self.hidden, self.dtype, start, name="mlp")(m)
         return h_BLD + gate2 * dropout(m, key2, self.rate), cache
 
 
@@ -102,6 +107,7 @@ def make(
     norm: str = "rms",
     qk_norm: bool = False,
     tied: bool = False,
+    shift: bool = False,
     dropout_rate: float = 0.0,
     condition_width: int = 128,
     dtype: str = "float32",
@@ -109,10 +115,11 @@ def make(
 ) -> Network:
     """A transformer over `inputs` token ids with `outputs` classes.
 
-    `hidden` is the width of the gated MLP (0: 8/3 of the width, rounded up to 32). `tied` uses the
-    input embedding as the head; an untied head starts at zero, so a new network predicts the
-    uniform distribution. `dtype` is the compute type; parameters, norms, softmax and logits are
-    float32. `remat` recomputes each layer in the backward pass.
+    `shift` mixes each embedding with its two neighbours (the two before it, if causal) by a learned
+    depthwise convolution. `hidden` is the width of the gated MLP (0: 8/3 of the width, rounded up
+    to 32). `tied` uses the input embedding as the head; an untied head starts at zero, so a new
+    network predicts the uniform distribution. `dtype` is the compute type; parameters, norms,
+    softmax and logits are float32. `remat` recomputes each layer in the backward pass.
     """
     positive = {"layers": layers, "width": width, "heads": heads, "inputs": inputs}
     for name, value in positive.items():
@@ -133,6 +140,7 @@ def make(
         raise ValueError(f"network.hidden must not be negative, got {hidden}")
     hidden = hidden or 32 * math.ceil(8 * width / 3 / 32)
     compute = jnp.dtype(dtype)
+    before = 2 if causal else 1
     block = Block(heads, hidden, norm, causal, qk_norm, dropout_rate, compute)
     condition, output = Condition(condition_width), Output(norm)
 
@@ -150,7 +158,9 @@ def make(
             "output": output.init(key_out, h, cond)["params"],
         }
         if not tied:
-            params["head"] = {"kernel": jnp.zeros((width, outputs))}
+            params["head"] = {"kernel": jnp.zeros((width, outputs)), "bias": jnp.zeros(outputs)}
+        if shift:
+            params["shift"] = {"taps": jnp.zeros((3, width)).at[before].set(1.0)}
         if time_input:
             params["condition"] = condition.init(key_cond, jnp.zeros((1,)))["params"]
         return params
@@ -158,6 +168,9 @@ def make(
     def embed(params, tokens):
         # sqrt(width) keeps unit variance at the input while the tied head sees small weights.
         return (params["embedding"][tokens] * math.sqrt(width)).astype(compute)
+
+    def mix(params, h):
+        return layers_shift(h, params["shift"]["taps"], before) if shift else h
 
     def condition_of(params, t_B):
         if not time_input:
@@ -169,7 +182,7 @@ def make(
         cond = condition_of(params, t_B)
         position = jnp.arange(tokens_BL.shape[1])
         first = None if keys_B is None else keys.rows_fold(keys_B, layers)
-        h = dropout(embed(params, tokens_BL), first, dropout_rate)
+        h = dropout(mix(params, embed(params, tokens_BL)), first, dropout_rate)
 
         def layer(h, x):
             weights, index = x
@@ -183,15 +196,19 @@ def make(
     def head(params, h):
         """h[..., D] -> logits f32[..., V], accumulated in float32."""
         kernel = params["embedding"][:outputs].T if tied else params["head"]["kernel"]
-        return jnp.matmul(h, kernel.astype(compute), preferred_element_type=jnp.float32)
+        logits = jnp.matmul(h, kernel.astype(compute), preferred_element_type=jnp.float32)
+        return logits if tied else logits + params["head"]["bias"]
 
     def cache(batch, length):
         shape = (layers, batch, length, heads, width // heads)
-        return jnp.zeros(shape, compute), jnp.zeros(shape, compute)
+        attention = jnp.zeros(shape, compute), jnp.zeros(shape, compute)
+        return jnp.zeros((batch, 2, width), compute), attention  # the last two embeddings
 
     def decode(params, cache, tokens_B, at):
         """One token a row at position `at`: (logits f32[B, V], cache)."""
-        h = embed(params, tokens_B[:, None])
+        last, cache = cache
+        window = jnp.concatenate([last, embed(params, tokens_B[:, None])], axis=1)
+        h = mix(params, window)[:, 2:]
 
         def layer(h, x):
             weights, mine = x
@@ -200,7 +217,7 @@ def make(
 
         h, cache = jax.lax.scan(layer, h, (params["blocks"], cache))
         h = output.apply({"params": params["output"]}, h, None)
-        return head(params, h[:, 0]), cache
+        return head(params, h[:, 0]), (window[:, 1:], cache)
 
     if not causal:
         return Network(init, trunk, head)

@@ -1,0 +1,33 @@
+"""The README says what is so: its table is written from the results, its code runs."""
+
+import importlib.util
+import json
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_table_is_the_results():
+    """No figure in the README's table is typed by hand."""
+    spec = importlib.util.spec_from_file_location("sotu_table", ROOT / "launch/sotu_table.py")
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    results = json.loads((ROOT / "results/sotu.json").read_text())
+    assert table.readme_with(README, table.render(results)) == README
+    assert {r["model"] for r in results["rows"]} == set(table.MODELS)
+
+
+def test_files_it_names_exist():
+    names = re.findall(r"`((?:configs|diffusion_lm|launch|tests|results)/[\w/.]+)", README)
+    assert len(names) > 10
+    for name in names:
+        assert (ROOT / name).exists(), name
+
+
+def test_python_example_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["nats"].shape == (8,)

@@ -5,8 +5,8 @@ Hardware:  2 CPU cores; more cores or an accelerator need no change.
 Cost:      8 M parameters, 600 steps of 16 x 128 tokens; the README's table has the seconds.
 Expected:  the README's table, written from results/sotu.json (validation bits per character).
 
-The tokenizer, the bigram start and the token shift are not the paper's: they are what a race at this
-budget was won by. configs/md4_text8.py and configs/md4_owt.py keep the paper's settings.
+The tokenizer, the bigram start and the token shift are not the paper's: they won a race at this
+budget. configs/md4_text8.py and configs/md4_owt.py keep the paper's settings.
 """
 
 from ml_collections import ConfigDict

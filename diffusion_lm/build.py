@@ -8,9 +8,10 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from diffusion_lm import bigram, optim, parallel, schedules, step
+from diffusion_lm import bigram, keys, optim, parallel, schedules, step
 from diffusion_lm.types import Objective, Optimizer, Sampler
 
 # Sections whose `name` is a module in a folder of the package, with the arguments that the house
@@ -118,7 +119,11 @@ def schema(config: ConfigDict, section: str) -> tuple[dict, dict]:
 
 def parts(config: ConfigDict) -> Parts:
     """Builds everything a resolved config names. Raises ValueError or OSError, in one line."""
+    if jax.process_index():
+        multihost_utils.sync_global_devices("data")  # the first process writes the cache of tokens
     data = _make(config, "data")
+    if jax.process_count() > 1 and jax.process_index() == 0:
+        multihost_utils.sync_global_devices("data")
     network = partial(find("network", config.network.name), **_options(config, "network"))
     axes = getattr(_module("network", config.network.name), "AXES", {})
     objective = _make(
@@ -143,8 +148,8 @@ class Setup(NamedTuple):
 
     parts: Parts
     mesh: jax.sharding.Mesh
-    init: object  # () -> a new, sharded TrainState, jitted
-    abstract: step.TrainState
+    init: typing.Callable  # () -> a new, sharded TrainState
+    abstract: step.TrainState  # its shapes, types and shardings
     tokens_per_step: int
 
 
@@ -158,13 +163,15 @@ def setup(config: ConfigDict) -> Setup:
             f"train.batch_size {options.batch_size} is not divisible by {shards} (mesh "
             f"{dict(mesh.shape)} x {options.microbatches} microbatches)"
         )
-    if config.objective.get("estimator") == "paired" and options.batch_size // shards % 2:
-        raise ValueError(
-            f"the paired estimator needs an even number of rows per device and microbatch; "
-            f"train.batch_size {options.batch_size} over {shards} leaves "
-            f"{options.batch_size // shards}"
-        )
     made = parts(config)
+    made.data.windows("train")
+    for label, section in config.evaluators.items():
+        made.data.windows(section.get("split", "train"))
+        if section.get("batch_size", 0) % parallel.batch_shards(mesh):
+            raise ValueError(
+                f"evaluators.{label}.batch_size {section.batch_size} is not divisible by the "
+                f"{parallel.batch_shards(mesh)} devices that share a batch"
+            )
 
     def init():
         return step.init_state(made.objective, made.optimizer, seed=config.seed, ema=options.ema)
@@ -174,6 +181,12 @@ def setup(config: ConfigDict) -> Setup:
     abstract = _abstract(init, layout)
     if options.start == "bigram":
         bigram.check(abstract.params)
+    # Tracing the loss on the rows of one device and microbatch shows now what does not fit.
+    rows = keys.number(
+        {"x": jax.numpy.zeros((options.batch_size // shards, made.data.length), int)}
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(partial(made.objective.loss, train=True), abstract.params, rows, key)
 
     def begin():
         state = jitted()

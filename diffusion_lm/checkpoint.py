@@ -1,6 +1,7 @@
 """Checkpoints: Orbax behind one small face. A checkpoint holds the state and the config."""
 
 import json
+import logging
 import os
 
 import orbax.checkpoint as ocp
@@ -16,6 +17,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, *, keep: int = 2, read_only: bool = False):
+        # Orbax warns of options that we set on purpose.
+        logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = os.path.abspath(os.path.join(workdir, "checkpoints"))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,

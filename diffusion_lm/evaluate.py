@@ -24,11 +24,6 @@ class Run(NamedTuple):
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of every batch of a split, in order."""
-        if batch_size % parallel.batch_shards(self.mesh):
-            raise ValueError(
-                f"evaluation batch {batch_size} is not divisible by the "
-                f"{parallel.batch_shards(self.mesh)} shards of the batch axis"
-            )
         return self.data.evaluation_batches(
             split,
             batch_size=batch_size,
@@ -42,17 +37,16 @@ class Run(NamedTuple):
         return float(self.step(self.params, batch, key, rows))
 
 
-def make_eval_step(objective: Objective):
+def make_eval_step(objective: Objective, mesh: Mesh):
     """(params, global batch, key, rows) -> sum over the first `rows` rows of weight * nll."""
 
-    @jax.jit
     def eval_step(params, batch, key, rows):
         batch = keys.number(batch)
         nats_B = objective.nll(params, batch, key)
         counted = (batch["weight"] > 0) & (batch["row"] < rows)
         return jnp.where(counted, nats_B, 0).sum()
 
-    return eval_step
+    return jax.jit(eval_step, out_shardings=parallel.replicated(mesh))
 
 
 def evaluate(parts: build.Parts, run: Run, step: int) -> list[dict]:

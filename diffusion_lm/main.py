@@ -119,7 +119,7 @@ def _eval(flags, overrides):
         step.eval_params(state),
         setup.mesh,
         config.seed,
-        evaluate.make_eval_step(setup.parts.objective),
+        evaluate.make_eval_step(setup.parts.objective, setup.mesh),
     )
     log = metrics.Log(flags.workdir, "eval.jsonl")
 
@@ -145,6 +145,7 @@ def _sample(flags, overrides):
     drawn = sample.samples(
         setup.parts,
         step.eval_params(state),
+        sample.compiled(setup.parts.sampler, setup.mesh),
         num=flags.num_samples,
         seed=flags.seed,
         prompt=flags.prompt,

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from diffusion_lm import build, keys
-from diffusion_lm.types import Params
+from diffusion_lm import build, keys, parallel
+from diffusion_lm.types import Params, Sampler
 
 SPAN = re.compile(r"\[MASK:(\d+)\]")
 
@@ -58,27 +59,31 @@ def encode_prompt(text: str, data, *, ordered: bool) -> Prompt:
     return Prompt(np.array(tokens + [mask] * rest, np.int32), np.array(free + [False] * rest), used)
 
 
+def compiled(sampler: Sampler, mesh: Mesh) -> Callable:
+    """The jitted sampler; its samples are whole on every process."""
+    return jax.jit(sampler.sample, out_shardings=parallel.replicated(mesh))
+
+
 def samples(
     parts: build.Parts,
     params: Params,
+    sampler: Callable,
     *,
     num: int,
     seed: int,
     prompt: str = "",
     batch_size: int = 16,
-    sampler: Callable | None = None,
 ) -> Iterator[dict]:
     """An iterator of {"index", "seed", "text", "calls"}, one for each of `num` samples.
 
     A sample's noise is a function of (seed, its index) alone: the same text in any batch.
-    `sampler` is the jitted sampler, if the caller has one compiled. Raises ValueError for a prompt
-    that the model cannot serve, before anything compiles.
+    `sampler` is a `compiled` one; it compiles when the first sample is asked for. Raises ValueError
+    for a prompt that the model cannot serve.
     """
     if num < 1:
         raise ValueError(f"the number of samples must be at least 1, got {num}")
     data = parts.data
     asked = encode_prompt(prompt, data, ordered=parts.objective.process is None)
-    run = sampler or jax.jit(parts.sampler.sample)
     size = min(batch_size, num)
 
     def draw():
@@ -87,7 +92,7 @@ def samples(
         for start in range(0, num, size):
             index_B = start + jnp.arange(size, dtype=jnp.int32)
             keys_B = keys.rows(keys.stream(seed, "sample"), index_B)
-            out = run(params, keys_B, tokens_BL, free_BL)
+            out = sampler(params, keys_B, tokens_BL, free_BL)
             for row, tokens in enumerate(np.asarray(out.tokens)[: num - start]):
                 text = data.tokenizer.decode(tokens[: asked.used])
                 yield {"index": start + row, "seed": seed, "text": text, "calls": int(out.calls)}

@@ -72,6 +72,7 @@ def _loop(config: ConfigDict, setup: build.Setup, state, saves, workdir: str, st
             ema=options.ema,
         ),
         donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda a: a.sharding, setup.abstract), None),
     )
     inspect = _inspection(config, setup, workdir, log)
     batches = parts.data.batches(
@@ -117,8 +118,8 @@ def _inspection(config: ConfigDict, setup: build.Setup, workdir: str, log) -> Ca
     """(state, number) -> None: evaluates, draws samples, prints and logs both."""
     parts, options = setup.parts, config.train
     texts = metrics.Log(workdir, "samples.jsonl")
-    eval_step = evaluate.make_eval_step(parts.objective)
-    sampler = jax.jit(parts.sampler.sample)
+    eval_step = evaluate.make_eval_step(parts.objective, setup.mesh)
+    sampler = sampling.compiled(parts.sampler, setup.mesh)
 
     def inspect(state: step.TrainState, number: int) -> None:
         params = step.eval_params(state)
@@ -130,10 +131,10 @@ def _inspection(config: ConfigDict, setup: build.Setup, workdir: str, log) -> Ca
             drawn = sampling.samples(
                 parts,
                 params,
+                sampler,
                 num=options.num_samples,
                 seed=config.seed,
                 batch_size=options.num_samples,
-                sampler=sampler,
             )
             for out in drawn:
                 texts.write({"step": number, **out})

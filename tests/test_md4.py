@@ -102,6 +102,30 @@ def test_pairs_mask_n_and_its_complement_count():
     np.testing.assert_allclose(nll, toy.L * math.log(toy.V), rtol=1e-6)  # for every single draw
 
 
+def test_time_input_reaches_the_network():
+    """With time_input the network sees the t of the corruption, one a row; without, none."""
+    seen = []
+
+    def spy(*, inputs, outputs, causal, time_input):
+        def trunk(params, tokens, t=None, keys=None):
+            seen.append(t)
+            return jnp.zeros((*tokens.shape, outputs))
+
+        return toy.zero_network(inputs=inputs, outputs=outputs)._replace(trunk=trunk)
+
+    batch = keys.number({"x": jnp.zeros((8, toy.L), jnp.int32)})
+    for timesteps, time_input in [(0, True), (5, True)]:
+        objective = toy.objective(md4, spy, time_input=time_input, timesteps=timesteps)
+        objective.nll(objective.init(None), batch, jax.random.key(0))
+    continuous, discrete = (np.sort(t) for t in seen)
+    np.testing.assert_allclose(np.diff(continuous), 1 / 8, atol=1e-6)
+    np.testing.assert_allclose(discrete * 5, np.round(discrete * 5), atol=1e-5)
+    assert set(np.round(discrete * 5)) == {1, 2, 3, 4, 5}
+    predict = objective.predict(objective.init(None))
+    predict(batch["x"], jnp.full(8, 0.25))
+    np.testing.assert_array_equal(seen[-1], 0.25)
+
+
 def test_low_discrepancy_lowers_the_variance():
     """At equal network calls, for a network that predicts better the less is masked."""
 
@@ -168,7 +192,7 @@ def test_options_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="time_input=False"):
         toy.objective(md4, toy.exact_network, estimator="paired", time_input=True)
     objective = toy.objective(md4, toy.exact_network, estimator="paired")
-    with pytest.raises(ValueError, match="even batch"):
+    with pytest.raises(ValueError, match="even number of rows"):
         objective.nll(
             objective.init(None), keys.number({"x": jnp.zeros((3, 3), int)}), jax.random.key(0)
         )

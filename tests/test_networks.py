@@ -27,7 +27,7 @@ def noisy(network, scale=0.3, seed=0):
 
 def influence(causal):
     """J[i, j]: how strongly the logits at i depend on the embedding of the token at j."""
-    network = TINY(causal=causal, inputs=8)
+    network = TINY(causal=causal, inputs=8, shift=True)
     params = noisy(network)
     tokens = jnp.arange(8)[None]  # every position has its own row of the embedding
 
@@ -50,7 +50,7 @@ def test_bidirectional_network_sees_everything():
 
 
 def test_cache_gives_the_same_logits():
-    network = TINY(causal=True, qk_norm=True)
+    network = TINY(causal=True, qk_norm=True, shift=True)
     params = noisy(network)
     tokens = jax.random.randint(jax.random.key(1), (3, 10), 0, 7)
     want = network.head(params, network.trunk(params, tokens))

@@ -231,6 +231,9 @@ BAD_INPUT = {
     "--config.mesh.data=3": "does not fit 8 devices",
     "--config.seed=-1": "non-negative",
     "--config.evaluators.valid.split=dev": "unknown split",
+    "--config.evaluators.valid.batch_size=12": "not divisible by the 8 devices",
+    "--config.objective.estimator=paired": "even number of rows per device",
+    "--config.train.start=bigram": "network.shift=True",
     "--config.schedule.name=sigmoid": "choices: linear",
     "--config.rules.width=model": "unknown axes",
 }
@@ -318,7 +321,7 @@ def test_evaluation_counts_every_window_once(finished, capsys):
             setup.init().params,
             setup.mesh,
             0,
-            evaluate.make_eval_step(setup.parts.objective),
+            evaluate.make_eval_step(setup.parts.objective, setup.mesh),
         )
         (row,) = evaluate.evaluate(setup.parts, run, 0)
         means.append(row["nats_per_token"])

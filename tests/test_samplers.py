@@ -158,6 +158,16 @@ def test_a_sample_depends_on_its_own_key_alone(model):
     np.testing.assert_array_equal(many[5:7], few)
 
 
+def test_one_compilation_for_all_prompts_of_a_length(model):
+    sampler = jax.jit(ancestral.make(objective=model, num_steps=4).sample)
+    params = {"network": {"unused": jnp.zeros(1)}}
+    row_keys = keys.rows(jax.random.key(0), jnp.arange(4))
+    for place in range(toy.L):
+        free = np.arange(toy.L) >= place
+        sampler(params, row_keys, UNKNOWN[:4], np.tile(free, (4, 1)))
+    assert sampler._cache_size() == 1
+
+
 @pytest.mark.parametrize("make", [ancestral.make, autoregressive.make])
 def test_bad_options(make, model):
     with pytest.raises(ValueError, match="top_p"):

@@ -88,7 +88,10 @@ def make(
         """The any-order form, L+1 masked rows in every pair: f32[B] nats per example."""
         x_BL, (size, length) = batch["x"], batch["x"].shape
         if size % 2:
-            raise ValueError(f"the paired estimator needs an even batch, got {size}")
+            raise ValueError(
+                f"the paired estimator needs an even number of rows per device and microbatch, "
+                f"got {size}"
+            )
         key_n, key_rows = jax.random.split(key)
         keys_mask, keys_drop = keys.split(keys.rows(key_rows, batch["row"]), 2)
         u = stratified_times(key_n, batch["slot"][::2])

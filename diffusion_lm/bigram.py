@@ -95,6 +95,9 @@ def factors(tokens: np.ndarray, vocab: int, rank: int) -> tuple[np.ndarray, np.n
     )
     pmi = np.maximum(np.log((count - 0.5) * len(a) / seen), 0).astype(np.float32)
     table = scipy.sparse.csr_matrix((pmi, (first, second)), shape=(vocab, vocab))
+    table.eliminate_zeros()
+    if not table.nnz:  # nothing but one token
+        return np.zeros((vocab, rank), np.float32), np.zeros((vocab, rank), np.float32)
     rank_found = min(rank, vocab - 1)
     u, s, vt = svds(table, k=rank_found, v0=np.ones(vocab, np.float32))
     pad = ((0, 0), (0, rank - rank_found))

@@ -8,7 +8,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from diffusion_lm import bigram, keys, optim, parallel, schedules, step
@@ -119,11 +118,7 @@ def schema(config: ConfigDict, section: str) -> tuple[dict, dict]:
 
 def parts(config: ConfigDict) -> Parts:
     """Builds everything a resolved config names. Raises ValueError or OSError, in one line."""
-    if jax.process_index():
-        multihost_utils.sync_global_devices("data")  # the first process writes the cache of tokens
     data = _make(config, "data")
-    if jax.process_count() > 1 and jax.process_index() == 0:
-        multihost_utils.sync_global_devices("data")
     network = partial(find("network", config.network.name), **_options(config, "network"))
     axes = getattr(_module("network", config.network.name), "AXES", {})
     objective = _make(
@@ -157,21 +152,8 @@ def setup(config: ConfigDict) -> Setup:
     """Builds the parts and the layout of the state. Raises ValueError before anything compiles."""
     options = step.settings(**config.train)
     mesh = parallel.make_mesh(**config.mesh)
-    shards = parallel.batch_shards(mesh) * options.microbatches
-    if options.batch_size % shards:
-        raise ValueError(
-            f"train.batch_size {options.batch_size} is not divisible by {shards} (mesh "
-            f"{dict(mesh.shape)} x {options.microbatches} microbatches)"
-        )
     made = parts(config)
     made.data.windows("train")
-    for label, section in config.evaluators.items():
-        made.data.windows(section.get("split", "train"))
-        if section.get("batch_size", 0) % parallel.batch_shards(mesh):
-            raise ValueError(
-                f"evaluators.{label}.batch_size {section.batch_size} is not divisible by the "
-                f"{parallel.batch_shards(mesh)} devices that share a batch"
-            )
 
     def init():
         return step.init_state(made.objective, made.optimizer, seed=config.seed, ema=options.ema)
@@ -181,12 +163,6 @@ def setup(config: ConfigDict) -> Setup:
     abstract = _abstract(init, layout)
     if options.start == "bigram":
         bigram.check(abstract.params)
-    # Tracing the loss on the rows of one device and microbatch shows now what does not fit.
-    rows = keys.number(
-        {"x": jax.numpy.zeros((options.batch_size // shards, made.data.length), int)}
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    jax.eval_shape(partial(made.objective.loss, train=True), abstract.params, rows, key)
 
     def begin():
         state = jitted()
@@ -197,6 +173,31 @@ def setup(config: ConfigDict) -> Setup:
         return state
 
     return Setup(made, mesh, begin, abstract, options.batch_size * made.data.length)
+
+
+def check_batches(config: ConfigDict, made: Setup, *, train: bool) -> None:
+    """Raises ValueError if batches do not fit the data, the mesh or (if `train`) the loss."""
+    shards, options = parallel.batch_shards(made.mesh), step.settings(**config.train)
+    for label, section in config.evaluators.items():
+        made.parts.data.windows(section.get("split", "train"))
+        if section.get("batch_size", 0) % shards:
+            raise ValueError(
+                f"evaluators.{label}.batch_size {section.batch_size} is not divisible by the "
+                f"{shards} devices that share a batch"
+            )
+    if not train:
+        return
+    shards *= options.microbatches
+    if options.batch_size % shards:
+        raise ValueError(
+            f"train.batch_size {options.batch_size} is not divisible by {shards} (mesh "
+            f"{dict(made.mesh.shape)} x {options.microbatches} microbatches)"
+        )
+    # Tracing the loss on the rows of one device and microbatch shows now what does not fit.
+    shape = (options.batch_size // shards, made.parts.data.length)
+    batch = keys.number({"x": jax.numpy.zeros(shape, int)})
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(partial(made.parts.objective.loss, train=True), made.abstract.params, batch, key)
 
 
 def reduced(config: ConfigDict, text: str) -> ConfigDict:

@@ -1,6 +1,5 @@
-"""Checkpoints: Orbax behind one small face. A checkpoint holds the state and the config."""
+"""Checkpoints: Orbax behind one small face. A checkpoint holds a state and a record of the run."""
 
-import json
 import logging
 import os
 
@@ -29,39 +28,39 @@ class Checkpoints:
         self._manager = None
         if not read_only or os.path.isdir(self.folder):
             self._manager = ocp.CheckpointManager(
-                self.folder, options=options, item_names=("state", "config")
+                self.folder, options=options, item_names=("state", "record")
             )
 
     def latest(self) -> int | None:
         """The newest step that was saved completely."""
         return self._manager.latest_step() if self._manager else None
 
-    def save(self, state: TrainState, config_json: str) -> None:
-        """Saves a state under its own step, once."""
-        step = int(state.step)
+    def save(self, step: int, state: TrainState, record: dict) -> None:
+        """Saves a state and a JSON record of the run under its step, once."""
         if step == self.latest():
             return
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state._asdict()),
-            config=ocp.args.JsonSave(json.loads(config_json)),
+            state=ocp.args.StandardSave(state._asdict()), record=ocp.args.JsonSave(record)
         )
         self._manager.save(step, args=args)
 
-    def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
-        """The state of a step (the newest if None), laid out as `abstract` says.
+    def record(self) -> dict:
+        """The record beside the newest state. Raises FileNotFoundError if there is none."""
+        if self.latest() is None:
+            raise FileNotFoundError(f"no checkpoint in {self.folder}")
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        return self._manager.restore(self.latest(), args=args)["record"]
+
+    def restore(self, abstract: TrainState) -> TrainState:
+        """The newest state, laid out as `abstract` says.
 
         `abstract` holds jax.ShapeDtypeStructs with shardings, which need not be those of the run
-        that saved. Raises FileNotFoundError if there is no checkpoint, ValueError if the arrays do
-        not fit.
+        that saved. Raises FileNotFoundError if there is no checkpoint.
         """
-        steps = sorted(self._manager.all_steps()) if self._manager else []
-        if not steps:
+        if self.latest() is None:
             raise FileNotFoundError(f"no checkpoint in {self.folder}")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise FileNotFoundError(f"no checkpoint of step {step}; there are {steps}")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract._asdict()))
-        return TrainState(**self._manager.restore(step, args=args)["state"])
+        return TrainState(**self._manager.restore(self.latest(), args=args)["state"])
 
     def close(self) -> None:
         if self._manager:

@@ -34,8 +34,11 @@ def load(path: str) -> ConfigDict:
     if spec is None:
         raise ValueError(f"{path!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(argument) if argument else module.get_config()
+    except (SyntaxError, AttributeError, TypeError, NameError, ImportError) as error:
+        raise ValueError(f"config file {path!r}: {type(error).__name__}: {error}") from error
 
 
 def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
@@ -45,6 +48,7 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     the wrong type.
     """
     config = ConfigDict(config.to_dict())
+    build.add_missing_sections(config)
     pairs = []
     for override in overrides:
         field, equals, text = override.partition("=")
@@ -85,9 +89,12 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def check_resumable(old: ConfigDict, new: ConfigDict, workdir: str) -> None:
-    """Raises ValueError naming the fields in which a run may not change when it is resumed."""
-    old, new = (flatten(ConfigDict(json.loads(to_json(c)))) for c in (old, new))
+def check_resumable(old: dict, new: ConfigDict, workdir: str) -> None:
+    """Raises ValueError naming the fields in which a run may not change when it is resumed.
+
+    `old` is what an earlier run wrote; options that came since then take their defaults.
+    """
+    old, new = flatten(resolve(ConfigDict(old), [])), flatten(new)
     changed = [
         f"{field} {old.get(field)!r} -> {new.get(field)!r}"
         for field in sorted(old.keys() | new.keys())
@@ -110,18 +117,18 @@ def _get(config: ConfigDict, section: str) -> ConfigDict:
 def _complete(config: ConfigDict, renamed: set[str]) -> None:
     """Fills in defaults and checks fields and types, section by section."""
     build.add_missing_sections(config)
-    known = {s.split(".")[0] for s in build.sections(config)} | {"seed", "rules"}
+    known = {s.split(".")[0] for s in build.sections(config)} | {"seed", "rules", "evaluators"}
     for key in config:
         if key not in known:
             raise ValueError(_unknown(f"config.{key}", [f"config.{k}" for k in known]))
-    if not isinstance(config.get("seed", 0), int) or config.get("seed", 0) < 0:
-        raise ValueError(f"config.seed must be a non-negative integer, got {config.seed!r}")
     config.seed = config.get("seed", 0)
+    if type(config.seed) is not int or not 0 <= config.seed < 2**32:
+        raise ValueError(f"config.seed must be an integer in [0, 2^32), got {config.seed!r}")
     for section in build.sections(config):
         fields = _get(config, section)
         hints, defaults = build.schema(config, section)
         for key in list(fields):
-            if key == "name":
+            if key == "name" and section not in build.SETTINGS:
                 continue
             if key not in hints and section in renamed:
                 del fields[key]  # it belonged to the module that was replaced
@@ -146,14 +153,12 @@ def _unknown(given: str, choices: list[str]) -> str:
 def _members(hint) -> tuple:
     """The types in a hint: int -> (int,), int | None -> (int, NoneType)."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return tuple(m for h in typing.get_args(hint) for m in _members(h))
-    return (typing.get_origin(hint) or hint,)
+        return typing.get_args(hint)
+    return (hint,)
 
 
 def _checked(field: str, value, hint):
     wanted = _members(hint)
-    if isinstance(value, list) and tuple in wanted:
-        value = tuple(value)
     if type(value) is int and float in wanted and int not in wanted:
         value = float(value)
     if type(value) not in wanted:
@@ -170,8 +175,6 @@ def _parse(field: str, text: str, hint):
         if text.lower() not in ("true", "false"):
             raise ValueError(f"{field} must be true or false, got {text!r}")
         return text.lower() == "true"
-    if tuple in wanted:
-        return tuple(item.strip() for item in text.strip("()[]").split(",") if item.strip())
     for kind in (int, float):
         if kind in wanted:
             try:

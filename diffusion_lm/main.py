@@ -22,9 +22,11 @@ examples:
 exit codes: 0 done; 2 bad input (one line says what); 130 or 143 stopped by a signal, state saved.
 """
 
+SAMPLING = ("num_samples", "num_steps", "seed", "temperature", "top_p", "prompt", "json")
+
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
+    out = _Parser(
         "diffusion_lm",
         description="Diffusion language models in JAX: train, evaluate, sample.",
         epilog=EPILOG,
@@ -41,12 +43,12 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--mode", choices=("train", "eval", "sample"), default="train")
     out.add_argument("--config.SECTION.FIELD", metavar="VALUE", dest="_", help="override a field")
     group = out.add_argument_group("for --mode=sample")
-    group.add_argument("--num_samples", type=int, default=1)
+    group.add_argument("--num_samples", type=int, help="1 if left out")
     group.add_argument("--num_steps", type=int, help="sampling steps of a diffusion model")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=int, help="0 if left out")
     group.add_argument("--temperature", type=float)
     group.add_argument("--top_p", type=float)
-    group.add_argument("--prompt", default="", help="text to continue, or text with [MASK:n] spans")
+    group.add_argument("--prompt", help="text to continue, or text with [MASK:n] spans")
     group.add_argument("--json", action="store_true", help="print one JSON object a line")
     return out
 
@@ -59,8 +61,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         known = [option for action in out._actions for option in action.option_strings]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; see --help"
-        out.exit(2, f"diffusion_lm: unknown argument {unknown[0]}{hint}\n")
+        out.error(f"unknown argument {unknown[0]}{hint}")
+    for name in SAMPLING:
+        if flags.mode != "sample" and getattr(flags, name):
+            out.error(f"--{name} is for --mode=sample")
     return flags
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"diffusion_lm: {message}\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     prepare = {"train": _train, "eval": _eval, "sample": _sample}[flags.mode]
     try:
         run = prepare(flags, overrides)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"diffusion_lm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return run()
@@ -92,22 +102,25 @@ def _train(flags, overrides):
 
 def _restored(flags, overrides):
     """(setup, config, state of the newest checkpoint, its step) of the run in --workdir."""
-    from diffusion_lm import build, checkpoint, config, parallel
+    from diffusion_lm import build, checkpoint, config, parallel, train
 
     own = os.path.join(flags.workdir, "config.json")
     if not os.path.isfile(own):
         raise FileNotFoundError(f"no run in {flags.workdir!r}: it has no config.json")
     resolved = config.resolve(config.load(flags.config or own), overrides)
-    config.check_resumable(config.load(own), resolved, flags.workdir)
     parallel.initialize()
     setup = build.setup(resolved)
+    build.check_batches(resolved, setup, train=False)
     saves = checkpoint.Checkpoints(flags.workdir, read_only=True)
+    train.check_record(saves.record(), resolved, setup, flags.workdir)
     state = saves.restore(setup.abstract)
     saves.close()
     return setup, resolved, state
 
 
 def _eval(flags, overrides):
+    import jax
+
     from diffusion_lm import evaluate, metrics, step
 
     setup, config, state = _restored(flags, overrides)
@@ -126,33 +139,39 @@ def _eval(flags, overrides):
     def score() -> int:
         for row in evaluate.evaluate(setup.parts, run, int(state.step)):
             log.write(row)
-            print(json.dumps(metrics.jsonable(row)), flush=True)
-            print(evaluate.describe(row), file=sys.stderr)
+            if jax.process_index() == 0:
+                print(json.dumps(metrics.jsonable(row)), flush=True)
+                print(evaluate.describe(row), file=sys.stderr)
         return 0
 
     return score
 
 
 def _sample(flags, overrides):
+    import jax
+
     from diffusion_lm import sample, step
 
     for field in ("num_steps", "temperature", "top_p"):
         if getattr(flags, field) is not None:
             overrides = [*overrides, f"sampler.{field}={getattr(flags, field)}"]
-    if flags.seed < 0:
-        raise ValueError(f"--seed must not be negative, got {flags.seed}")
+    seed = flags.seed or 0
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed must lie in [0, 2^32), got {seed}")
     setup, _, state = _restored(flags, overrides)
     drawn = sample.samples(
         setup.parts,
         step.eval_params(state),
         sample.compiled(setup.parts.sampler, setup.mesh),
-        num=flags.num_samples,
-        seed=flags.seed,
-        prompt=flags.prompt,
+        num=1 if flags.num_samples is None else flags.num_samples,
+        seed=seed,
+        prompt=flags.prompt or "",
     )
 
     def write() -> int:
         for out in drawn:
+            if jax.process_index():
+                continue
             if flags.json:
                 print(json.dumps(out), flush=True)
             else:

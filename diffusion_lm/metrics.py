@@ -78,7 +78,9 @@ class Meter:
         self._tokens = batch_size * data.length
         windows = data.windows("train")
         self._chars_per_token = windows.chars / windows.tokens.size
-        self._peak = calibrate() * jax.device_count()
+        # All CPU devices of a process share its cores.
+        machines = jax.process_count() if jax.default_backend() == "cpu" else jax.device_count()
+        self._peak = calibrate() * machines
         self._seen: list[dict[str, float]] = []
         self._start = time.perf_counter()
 
@@ -132,7 +134,7 @@ class Log:
             self._events = SummaryWriter(os.path.join(workdir, "tensorboard"))
 
     def rewind(self, step: int) -> None:
-        """Drops rows past `step`, which a resumed run is about to write again.
+        """Drops what a run resumed at `step` writes again: later rows, and the evaluation there.
 
         The file as it was stays beside it as `<name>.<n>.bak`, so nothing is lost.
         """
@@ -140,7 +142,7 @@ class Log:
             return
         with open(self.path, encoding="utf-8") as file:
             lines = file.readlines()
-        kept = [line for line in lines if _step_of(line) <= step]
+        kept = [line for line in lines if _stands(line, step)]
         if len(kept) == len(lines):
             return
         n = 1
@@ -163,11 +165,12 @@ class Log:
             self._events.flush()
 
 
-def _step_of(line: str) -> float:
+def _stands(line: str, step: int) -> bool:
     try:
-        return json.loads(line)["step"]
+        row = json.loads(line)
+        return row["step"] < step or (row["step"] == step and row.get("split") == "train")
     except (ValueError, KeyError, TypeError):
-        return math.inf  # a line cut off by a crash
+        return False  # cut off by a crash
 
 
 def jsonable(row: dict) -> dict:

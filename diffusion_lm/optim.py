@@ -19,7 +19,7 @@ def learning_rate_schedule(peak: float, decay: str, warmup: int, steps: int, coo
     `cooldown` of the run and then falls to 0 (cooldown = 1: it falls from the start)."""
     if decay not in DECAYS:
         raise ValueError(f"unknown optimizer.decay {decay!r}; choices: {', '.join(DECAYS)}")
-    if not peak > 0:
+    if not 0 < peak < float("inf"):
         raise ValueError(f"optimizer.learning_rate must be positive, got {peak}")
     if warmup < 0:
         raise ValueError(f"optimizer.warmup must not be negative, got {warmup}")
@@ -45,15 +45,17 @@ def learning_rate_schedule(peak: float, decay: str, warmup: int, steps: int, coo
 
 
 def _decayed(params):
-    """Weight decay touches matrices, not scales, biases and embeddings."""
+    """Weight decay touches matrices, not embeddings, scales, biases and taps."""
+    spared = ("embedding", "scale", "bias", "taps")
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim >= 2 and parallel.name(path[-1:]) not in ("scale", "bias"),
-        params,
+        lambda path, leaf: leaf.ndim >= 2 and parallel.name(path[-1:]) not in spared, params
     )
 
 
-def _clipped(clip: float, transform):
-    if clip < 0:
+def _clipped(clip: float, weight_decay: float, transform):
+    if not weight_decay >= 0:
+        raise ValueError(f"optimizer.weight_decay must not be negative, got {weight_decay}")
+    if not clip >= 0:
         raise ValueError(f"optimizer.clip must be positive, or 0 for none, got {clip}")
     return optax.chain(optax.clip_by_global_norm(clip), transform) if clip else transform
 
@@ -73,7 +75,7 @@ def adamw(
     """AdamW (arXiv 1711.05101)."""
     rate = learning_rate_schedule(learning_rate, decay, warmup, steps, cooldown)
     transform = optax.adamw(rate, b1, b2, weight_decay=weight_decay, mask=_decayed)
-    return Optimizer(_clipped(clip, transform), rate)
+    return Optimizer(_clipped(clip, weight_decay, transform), rate)
 
 
 def muon_dimensions(axes: dict, params):
@@ -126,4 +128,4 @@ def muon(
         adam_learning_rate=adam_rate,
         muon_weight_dimension_numbers=partial(muon_dimensions, axes),
     )
-    return Optimizer(_clipped(clip, transform), rate)
+    return Optimizer(_clipped(clip, weight_decay, transform), rate)

@@ -20,11 +20,12 @@ def initialize() -> None:
     (launch/local.sh). On TPU pods and under SLURM set DIFFUSION_LM_DISTRIBUTED=1 instead: JAX finds
     the rest itself.
     """
-    number = os.environ.get("JAX_NUM_PROCESSES")
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, number, index = (os.environ.get(name) for name in names)
     if number is not None:
-        jax.distributed.initialize(
-            os.environ["JAX_COORDINATOR_ADDRESS"], int(number), int(os.environ["JAX_PROCESS_ID"])
-        )
+        if address is None or index is None:
+            raise ValueError(f"a job of several processes needs all of {', '.join(names)}")
+        jax.distributed.initialize(address, int(number), int(index))
     elif os.environ.get("DIFFUSION_LM_DISTRIBUTED") == "1":
         jax.distributed.initialize()
 
@@ -41,6 +42,11 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -
         raise ValueError(f"mesh {sizes} does not fit {len(devices)} devices")
     if free:
         sizes[free[0]] = len(devices) // known
+    if sizes["data"] * sizes["fsdp"] % jax.process_count():
+        raise ValueError(
+            f"mesh {sizes}: data x fsdp must be a multiple of the {jax.process_count()} processes, "
+            "each of which brings its own rows of a batch"
+        )
     shape = tuple(sizes[axis] for axis in MESH_AXES)
     types = (AxisType.Auto,) * len(shape)
     return jax.make_mesh(shape, MESH_AXES, types, devices=devices)
@@ -99,8 +105,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def global_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> Batch:
     """Global arrays from each process's contiguous rows."""
-    sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local.items()}
+    sharding, count = batch_sharding(mesh), jax.process_count()
+
+    def whole(v):
+        shape = (v.shape[0] * count, *v.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, v, shape)
+
+    return {name: whole(v) for name, v in local.items()}
 
 
 def spread_microbatches(batch: Batch, num: int, shards: int) -> Batch:

@@ -1,11 +1,14 @@
 """The training loop, and nothing else: data in; steps, rows, samples and checkpoints out."""
 
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -22,20 +25,19 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
     saved. Raises ValueError or OSError for what a user can mend.
     """
     setup = build.setup(config)
+    build.check_batches(config, setup, train=True)
     os.makedirs(workdir, exist_ok=True)
     saves = checkpoint.Checkpoints(workdir, keep=config.train.keep)
-    path = os.path.join(workdir, "config.json")
-    if saves.latest() is not None and os.path.exists(path):
-        configs.check_resumable(configs.load(path), config, workdir)
+    record = record_of(config, setup)
+    if saves.latest() is not None:
+        check_record(saves.record(), config, setup, workdir)
 
     def run() -> int:
         if (saves.latest() or 0) >= config.train.steps:
             say(f"{workdir} is finished: step {saves.latest()} of {config.train.steps}")
             saves.close()
             return 0
-        if jax.process_index() == 0:
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(configs.to_json(config))
+        _write_config(config, workdir)
         with Stop() as stop:
             if saves.latest() is None:
                 state = setup.init()
@@ -44,23 +46,52 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
             else:
                 state = saves.restore(setup.abstract)
                 say(f"going on from step {int(state.step)} in {workdir}")
-            state = _loop(config, setup, state, saves, workdir, stop)
-            saves.save(state, configs.to_json(config))
+            state, number = _loop(config, setup, state, saves, record, workdir, stop)
+            saves.save(number, state, record)
             saves.close()
-        if stop.signal:
-            say(f"stopped at step {int(state.step)}, saved; the same command goes on from there")
-            return 128 + stop.signal
-        say(f"finished: step {int(state.step)}, results in {workdir}")
+        if number < config.train.steps:
+            say(f"stopped at step {number}, saved; the same command goes on from there")
+            return 128 + stop.asked
+        say(f"finished: step {number}, results in {workdir}")
         return 0
 
     return run
 
 
-def _loop(config: ConfigDict, setup: build.Setup, state, saves, workdir: str, stop):
+def record_of(config: ConfigDict, setup: build.Setup) -> dict:
+    """What a checkpoint remembers beside its state: the config, and the text it has seen."""
+    text = setup.parts.data.windows("train").fingerprint
+    return {"config": json.loads(configs.to_json(config)), "data": text}
+
+
+def check_record(record: dict, config: ConfigDict, setup: build.Setup, workdir: str) -> None:
+    """Raises ValueError if a checkpoint is of another model, or of another training text."""
+    configs.check_resumable(record["config"], config, workdir)
+    now = setup.parts.data.windows("train").fingerprint
+    if record["data"] != now:
+        raise ValueError(
+            f"{workdir} was trained on another text (fingerprint {record['data']}, now {now}): its "
+            "files have changed, and with them what is training and what is test"
+        )
+
+
+def _write_config(config: ConfigDict, workdir: str) -> None:
+    if jax.process_index() == 0:
+        path = os.path.join(workdir, "config.json")
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            file.write(configs.to_json(config))
+        os.replace(path + ".new", path)
+
+
+def _loop(config: ConfigDict, setup: build.Setup, state, saves, record, workdir: str, stop):
+    """Trains until the last step or a stop; returns the state and its step."""
     parts, mesh, options = setup.parts, setup.mesh, step.settings(**config.train)
     start = int(state.step)
     log = metrics.Log(workdir, "metrics.jsonl", tensorboard=options.tensorboard)
     log.rewind(start)
+    inspect = _inspection(config, setup, workdir, log, start)
+    if start and start % options.eval_every == 0:
+        inspect(state, start)  # the stop may have come before it
     meter = metrics.Meter(parts.objective, parts.data, setup.abstract.params, options.batch_size)
     train_step = jax.jit(
         step.make_train_step(
@@ -74,7 +105,6 @@ def _loop(config: ConfigDict, setup: build.Setup, state, saves, workdir: str, st
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda a: a.sharding, setup.abstract), None),
     )
-    inspect = _inspection(config, setup, workdir, log)
     batches = parts.data.batches(
         "train",
         batch_size=options.batch_size,
@@ -91,8 +121,9 @@ def _loop(config: ConfigDict, setup: build.Setup, state, saves, workdir: str, st
             if waiting is not None:
                 meter.add(waiting)
             waiting = out
-            last = number == options.steps or bool(stop.signal)
-            if number % options.log_every == 0 or last:
+            stopping = stop.agreed(number)
+            last = stopping or number == options.steps
+            if last or number % options.log_every == 0:
                 meter.add(waiting)
                 waiting = None
                 row = meter.row(number, parts.optimizer.learning_rate(number - 1))
@@ -104,20 +135,19 @@ def _loop(config: ConfigDict, setup: build.Setup, state, saves, workdir: str, st
             bar.update()
             with meter.paused():
                 if number % options.checkpoint_every == 0 and not last:
-                    saves.save(state, configs.to_json(config))
-                if number == options.steps or (
-                    number % options.eval_every == 0 and not stop.signal
-                ):
+                    saves.save(number, state, record)
+                if number == options.steps or (number % options.eval_every == 0 and not stopping):
                     inspect(state, number)
-            if stop.signal:
+            if stopping:
                 break
-    return state
+    return state, number
 
 
-def _inspection(config: ConfigDict, setup: build.Setup, workdir: str, log) -> Callable:
+def _inspection(config: ConfigDict, setup: build.Setup, workdir: str, log, start: int) -> Callable:
     """(state, number) -> None: evaluates, draws samples, prints and logs both."""
     parts, options = setup.parts, config.train
     texts = metrics.Log(workdir, "samples.jsonl")
+    texts.rewind(start)
     eval_step = evaluate.make_eval_step(parts.objective, setup.mesh)
     sampler = sampling.compiled(parts.sampler, setup.mesh)
 
@@ -147,18 +177,29 @@ def _inspection(config: ConfigDict, setup: build.Setup, workdir: str, log) -> Ca
 class Stop:
     """Notes SIGINT and SIGTERM, so that the loop can save and end; a second one ends at once."""
 
-    signal = 0
+    EVERY = 10  # steps between two talks of the processes of a job about stopping
+
+    signal = 0  # that this process got
+    asked = 0  # that the job stops for
 
     def __enter__(self) -> "Stop":
         self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
+
+    def agreed(self, number: int) -> bool:
+        """Whether to stop after step `number`; the same answer in every process of the job."""
+        if jax.process_count() == 1:
+            self.asked = self.signal
+        elif number % self.EVERY == 0:
+            self.asked = int(multihost_utils.process_allgather(np.int32(self.signal)).max())
+        return self.asked > 0
 
     def _note(self, number, frame) -> None:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
         name = signal.Signals(number).name
-        print(f"\n{name}: saving after this step; once more ends at once", file=sys.stderr)
+        print(f"\n{name}: saving at the next step; once more ends at once", file=sys.stderr)
 
     def __exit__(self, *error) -> None:
         for number, handler in self._old.items():

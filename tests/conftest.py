@@ -1,6 +1,7 @@
 """Eight CPU devices for the whole suite, and quick compilation; set before JAX starts."""
 
 import os
+import random
 
 # Tests compile many tiny programs and run each once: the compiler's effort would be most of it.
 FAST = "--xla_backend_optimization_level=0"
@@ -19,8 +20,7 @@ WORDS = "the people of these united states have every reason to look forward wit
 def text_file(tmp_path_factory):
     """A small text of several paragraphs, the same in every session."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    paragraphs = [
-        " ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(60)) + "." for i in range(40)
-    ]
+    rng = random.Random(0)
+    paragraphs = [" ".join(rng.choices(WORDS, k=60)) + "." for _ in range(40)]
     path.write_text("\n\n".join(paragraphs))
     return str(path)

@@ -77,13 +77,13 @@ def zero_network(*, inputs, outputs, causal=False, time_input=False):
     return network._replace(trunk=trunk)
 
 
-def objective(module, network, **options):
-    """Builds an objective of any module on the toy, giving it what its signature asks for."""
+def objective(module, network, *, vocab_size=V, length=L, **options):
+    """Builds an objective of any module, giving it what its signature asks for."""
     takes = inspect.signature(module.make).parameters
     supplied = {
         "network": network,
-        "vocab_size": V,
-        "length": L,
+        "vocab_size": vocab_size,
+        "length": length,
         "schedule": schedules.linear(),
         "start": 0,
     }

@@ -128,10 +128,12 @@ def _loop(config: ConfigDict, setup: build.Setup, state, saves, record, workdir:
                 waiting = None
                 row = meter.row(number, parts.optimizer.learning_rate(number - 1))
                 log.write(row)
-                text = _progress(row, options.steps, setup.tokens_per_step)
+                text = _progress(row)
                 bar.set_postfix_str(text)
                 if not watched:
-                    say(f"step {number}/{options.steps}: {text}")
+                    tokens = (options.steps - number) * setup.tokens_per_step
+                    minutes = tokens / row["tokens_per_second"] / 60
+                    say(f"step {number}/{options.steps}: {text}, {minutes:.1f} min of steps left")
             bar.update()
             with meter.paused():
                 if number % options.checkpoint_every == 0 and not last:
@@ -213,9 +215,8 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
-def _progress(row: dict, total: int, tokens_per_step: int) -> str:
-    seconds = (total - row["step"]) * tokens_per_step / row["tokens_per_second"]
+def _progress(row: dict) -> str:
     return (
         f"{row['nats_per_token']:.3f} nats/token, {row['tokens_per_second']:,.0f} tokens/s, "
-        f"{row['matmul_fraction']:.0%} of matmul rate, {seconds / 60:.1f} min of steps left"
+        f"{row['matmul_fraction']:.0%} of matmul rate"
     )

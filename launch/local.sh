@@ -10,16 +10,18 @@ number=$1
 shift
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export JAX_COORDINATOR_ADDRESS="127.0.0.1:$port" JAX_NUM_PROCESSES="$number"
-stop() {
+pids=()
+stop() { # every process saves at the same step and exits by itself
   trap - EXIT
-  kill -TERM $(jobs -p) 2>/dev/null || true
+  kill -TERM "${pids[@]}" 2>/dev/null || true
   wait
   exit 143
 }
 trap stop TERM INT
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
 for ((id = 0; id < number; id++)); do
   JAX_PROCESS_ID=$id python -m diffusion_lm.main "$@" &
+  pids+=("$!")
 done
 for ((id = 0; id < number; id++)); do
   wait -n

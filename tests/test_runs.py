@@ -401,22 +401,44 @@ def test_evaluation_counts_every_window_once(finished, capsys):
     np.testing.assert_allclose(means, float(nats.mean()) / 16, rtol=1e-5)
 
 
+def launcher(number, *argv):
+    """(argv, environment) of launch/local.sh with `number` processes of two CPU devices each."""
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "PATH": path}
+    return [str(ROOT / "launch/local.sh"), str(number), *argv], env
+
+
 def test_two_processes_train_like_one(tmp_path, text_file):
     """launch/local.sh starts a real two-process job; its log equals that of one process."""
     path = write_config(tmp_path, text_file)
-    env = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"], "JAX_PLATFORMS": "cpu"}
-    env["JAX_NUM_CPU_DEVICES"] = "2"
-    env["PATH"] = f"{pathlib.Path(sys.executable).parent}:{env['PATH']}"
     for number in (1, 2):
-        argv = [ROOT / "launch/local.sh", str(number), f"--config={path}"]
-        subprocess.run(
-            [*argv, f"--workdir={tmp_path / str(number)}"],
-            check=True, env=env, timeout=300, cwd=ROOT, capture_output=True,
-        )  # fmt: skip
+        argv, env = launcher(number, f"--config={path}", f"--workdir={tmp_path / str(number)}")
+        subprocess.run(argv, check=True, env=env, timeout=300, cwd=ROOT, capture_output=True)
     one, two = (rows(tmp_path / str(n)) for n in (1, 2))
     for a, b in zip(one, two, strict=True):
         assert a["step"] == b["step"]
         np.testing.assert_allclose(a["nats_per_token"], b["nats_per_token"], rtol=1e-5)
+
+
+def test_two_processes_stop_at_the_same_step(tmp_path, text_file):
+    """SIGTERM to the launcher: the processes agree on a step, save it and exit."""
+    path = write_config(tmp_path, text_file, **{"train.steps": 100000, "train.eval_every": 100000})
+    workdir = tmp_path / "run"
+    argv, env = launcher(2, f"--config={path}", f"--workdir={workdir}")
+    process = subprocess.Popen(
+        argv, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    killer = threading.Timer(200, process.kill)
+    killer.start()
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            process.terminate()
+            break
+    out, _ = process.communicate()
+    killer.cancel()
+    assert process.returncode == 143
+    stopped = checkpoint.Checkpoints(str(workdir), read_only=True).latest()
+    assert stopped % train.Stop.EVERY == 0 and f"stopped at step {stopped}" in out
 
 
 def test_interrupt_saves_and_the_run_goes_on(tmp_path, text_file):

@@ -203,8 +203,8 @@ def check_batches(config: ConfigDict, made: Setup, *, train: bool) -> None:
 def reduced(config: ConfigDict, text: str) -> ConfigDict:
     """A config made small enough to run anywhere in seconds, on a text file or folder of one's own.
 
-    The tests put every file of configs/ through this: same objective, estimator, optimiser,
-    sampler and tokenizer kind, but a tiny network, short windows and two steps.
+    The tests put every file of configs/ through this: same objective, estimator, optimiser and
+    sampler, but a tiny network, bytes for tokens, short windows and two steps.
     """
     config = ConfigDict(config.to_dict())
     config.data = ConfigDict({"name": "text", "source": "files", "path": text, "length": 16})

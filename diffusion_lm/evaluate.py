@@ -20,7 +20,7 @@ class Run(NamedTuple):
     params: Params
     mesh: Mesh
     seed: int
-    step: Callable  # (params, batch, key) -> f32[], the jitted sum of weighted nats
+    step: Callable  # see make_eval_step
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of every batch of a split, in order."""

@@ -25,9 +25,6 @@ class Ratio(NamedTuple):
     sum: Array
     count: Array
 
-    def __add__(self, other: "Ratio") -> "Ratio":
-        return Ratio(self.sum + other.sum, self.count + other.count)
-
 
 class LossOutput(NamedTuple):
     """What a loss returns. Training minimises sum(loss) / sum(tokens), in nats per token."""

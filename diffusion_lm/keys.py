@@ -29,6 +29,12 @@ def split(keys_B: Array, num: int) -> Array:
     return jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(keys_B)
 
 
+def places(keys_B: Array, length: int) -> Array:
+    """One key for each position of each row: keys[B, L]."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(lambda key: fold(key, jnp.arange(length)))(keys_B)
+
+
 def number(batch: Batch) -> Batch:
     """Adds "row" and "slot" (see types.Batch) to a *global* batch."""
     size = batch["x"].shape[0]

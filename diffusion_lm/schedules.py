@@ -103,3 +103,17 @@ def grid(shape: str, num_steps: int) -> Callable[[Array], Array]:
         return lambda i: i / num_steps
     # sin instead of cos keeps t(0) = 0 exact.
     return lambda i: jnp.sin(math.pi / 2 * i / num_steps)
+
+
+def time_of(schedule: Schedule, mask_prob: Array) -> Array:
+    """The time at which P(masked) is `mask_prob`, clipped to [0, 1]; by bisection, any shape."""
+
+    def halve(_, interval):
+        low, high = interval
+        middle = (low + high) / 2
+        early = schedule.mask_prob(middle) < mask_prob
+        return jnp.where(early, middle, low), jnp.where(early, high, middle)
+
+    zeros = jnp.zeros_like(mask_prob)
+    low, high = jax.lax.fori_loop(0, 30, halve, (zeros, zeros + 1))
+    return (low + high) / 2

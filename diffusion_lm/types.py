@@ -14,8 +14,8 @@ Array = jax.Array
 Params = Any
 # A batch is a dict of arrays with a leading axis B. "x": int32[B, L] tokens; "row": int32[B], the
 # example's place in the global batch; "slot": float32[B], that place divided by the global batch
-# size. All noise is a function of a key and of these, so it does not depend on devices,
-# microbatches or processes.
+# size; with classes, "label": int32[B]. All noise is a function of a key and of these, so it does
+# not depend on devices, microbatches or processes.
 Batch = dict[str, Array]
 
 
@@ -61,9 +61,11 @@ class Network(NamedTuple):
     """A network as pure functions. The head stands apart so that a loss can ask for chosen rows."""
 
     init: Callable[..., Params]  # (key) -> params
-    trunk: Callable[..., Array]  # (params, tokens[B, L], t[B] | None, keys[B] | None) -> [B, L, D]
+    # (params, tokens[B, L], t[B] | None, dropout keys[B] | None, label[B] | None) -> h[B, L, D]; a
+    # label equal to the number of classes means "unknown"
+    trunk: Callable[..., Array]
     head: Callable[..., Array]  # (params, h[..., D]) -> logits f32[..., V]
-    # (params, cache, tokens[B], position) -> (logits f32[B, V], cache); causal networks only
+    # (params, cache, tokens[B], position, label) -> (logits f32[B, V], cache); causal ones only
     decode: Callable[..., tuple[Array, Any]] | None = None
     cache: Callable[..., Any] | None = None  # (batch, length) -> an empty cache for `decode`
 
@@ -74,11 +76,23 @@ class Objective(NamedTuple):
     init: Callable[..., Params]  # (key) -> params, a dict whose keys name its parts
     loss: Callable[..., LossOutput]  # (params, batch, key, *, train) -> LossOutput
     nll: Callable[..., Array] | None  # (params, batch, key) -> f32[B] nats per example
-    # (params, cond) -> the function that samplers drive: (z[B, L], t[B]) -> log p(x | z), f32
-    # [B, L, V]; for an autoregressive model, a Decoder.
+    # (params, cond) -> what samplers drive: a Denoiser, or a Decoder if autoregressive. cond is
+    # None or {"label": int32[B]}, with {"guidance": f32[]} for classifier-free guidance.
     predict: Callable[..., Any]
     process: Callable[[Params], Process] | None  # None for autoregressive models
+    # which samplers serve it (their SERVES): "masked", "state_dependent", "autoregressive"
+    family: str
     exact: bool = False  # True if nll is -log p(x) itself, False if an upper bound in expectation
+
+
+class Denoiser(NamedTuple):
+    """What a diffusion objective offers to samplers. The head stands apart, so that it runs only at
+    positions that are asked for.
+    """
+
+    trunk: Callable[..., Any]  # (z[B, L], t[B]) -> h, a pytree of arrays [B, L, ...]
+    head: Callable[..., Array]  # h at any positions, [..., ...] -> log p(x | z), f32[..., V]
+    calls: int = 1  # network calls that one trunk costs
 
 
 class Decoder(NamedTuple):
@@ -99,9 +113,9 @@ class Samples(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """`sample(params, keys[B], prompt[B, L], free[B, L])` fills positions where `free` is true and
-    leaves all others as they are: a token there is a condition, a mask there stays unknown, which
-    for masked diffusion means that it is marginalised out.
+    """`sample(params, keys[B], prompt[B, L], free[B, L], cond=None)` fills positions where `free`
+    is true and leaves all others as they are: a token there is a condition, a mask there stays
+    unknown, which for masked diffusion means that it is marginalised out.
     """
 
     sample: Callable[..., Samples]

@@ -65,7 +65,8 @@ def test_neighbours_point_to_each_other():
     z[0, 4], z[0, 6] = 7, 9
     z[1, 4] = 7
     z[2, 6] = 9
-    log_mu = made.predict(begun)(jnp.asarray(z), jnp.full(3, 0.9))
+    denoiser = made.predict(begun)
+    log_mu = denoiser.head(denoiser.trunk(jnp.asarray(z), jnp.full(3, 0.9)))
     assert np.all(np.argmax(log_mu[:, 5], axis=-1) == 8)
     assert log_mu[0, 5, 8] > max(log_mu[1, 5, 8], log_mu[2, 5, 8])
 

@@ -13,10 +13,10 @@ TOP = {"main", "train", "evaluate", "sample", "build", "config", "checkpoint", "
 # folder -> what of ours it may import
 ALLOWED = {
     "objectives": {"keys", "ops", "processes", "schedules", "types", "objectives"},
-    "samplers": {"keys", "ops", "processes", "schedules", "types"},
+    "samplers": {"keys", "ops", "processes", "samplers", "schedules", "types"},
     "networks": {"keys", "ops", "types", "networks"},
-    "ops": {"types"},
-    "evaluators": {"keys", "ops", "types"},
+    "ops": {"ops", "types"},
+    "evaluators": {"evaluators", "keys", "ops", "schedules", "types"},
     "data": {"data"},
 }
 # one-way roads between objectives

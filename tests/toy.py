@@ -45,7 +45,7 @@ def exact_network(*, inputs, outputs, causal=False, time_input=False):
     def init(key):
         return {"unused": jnp.zeros(1)}
 
-    def trunk(params, tokens, t=None, keys=None):
+    def trunk(params, tokens, t=None, keys=None, label=None):
         if not causal:
             return table[index(tokens)] + 0 * params["unused"]
         position = jnp.arange(L)
@@ -59,7 +59,7 @@ def exact_network(*, inputs, outputs, causal=False, time_input=False):
     def cache(batch, length):
         return jnp.full((batch, length), MASK, jnp.int32)
 
-    def decode(params, seen, tokens, at):
+    def decode(params, seen, tokens, at, label=None):
         before = jnp.arange(L) == at - 1
         seen = jnp.where(before, tokens[:, None], seen)
         return table[index(seen), at], seen
@@ -71,7 +71,7 @@ def zero_network(*, inputs, outputs, causal=False, time_input=False):
     """Predicts the uniform distribution."""
     network = exact_network(inputs=inputs, outputs=outputs, causal=causal, time_input=time_input)
 
-    def trunk(params, tokens, t=None, keys=None):
+    def trunk(params, tokens, t=None, keys=None, label=None):
         return jnp.zeros((*tokens.shape, outputs))
 
     return network._replace(trunk=trunk)

@@ -18,28 +18,30 @@ def make(*, network, vocab_size: int, start: int) -> Objective:
     def init(key):
         return {"network": net.init(key)}
 
-    def nats(params, x_BL, keys_drop):
+    def nats(params, batch, keys_drop):
+        x_BL = batch["x"]
         before_BL = jnp.concatenate([jnp.full_like(x_BL[:, :1], start), x_BL[:, :-1]], axis=1)
-        h_BLD = net.trunk(params["network"], before_BL, None, keys_drop)
+        h_BLD = net.trunk(params["network"], before_BL, None, keys_drop, batch.get("label"))
         return -token_log_prob(net.head(params["network"], h_BLD), x_BL).sum(1)
 
     def loss(params, batch, key, *, train):
         keys_drop = keys.rows(key, batch["row"]) if train else None
-        nats_B = nats(params, batch["x"], keys_drop)
+        nats_B = nats(params, batch, keys_drop)
         tokens_B = jnp.full(nats_B.shape, batch["x"].shape[1], jnp.float32)
         return LossOutput(nats_B, tokens_B, {"nats_per_token": ratio(nats_B, tokens_B)})
 
     def nll(params, batch, key=None):
         """-log p(x): f32[B] nats per example."""
-        return nats(params, batch["x"], None)
+        return nats(params, batch, None)
 
     def predict(params, cond=None):
         """A Decoder: log p of the next token, one position at a time."""
+        label_B = None if cond is None else cond["label"]
 
         def step(cache, token_B, at):
-            logits_BV, cache = net.decode(params["network"], cache, token_B, at)
+            logits_BV, cache = net.decode(params["network"], cache, token_B, at, label_B)
             return jax.nn.log_softmax(logits_BV), cache
 
         return Decoder(net.cache, step, start)
 
-    return Objective(init, loss, nll, predict, None, exact=True)
+    return Objective(init, loss, nll, predict, None, "autoregressive", exact=True)

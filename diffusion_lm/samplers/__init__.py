@@ -1,0 +1,18 @@
+"""Samplers. Each module names the families of objectives that it can serve in SERVES."""
+
+import importlib
+import pkgutil
+
+
+def check(name: str, objective) -> None:
+    """Raises ValueError, with the samplers that do serve it, if sampler `name` cannot."""
+    serves = {
+        m.name: getattr(importlib.import_module(f"{__name__}.{m.name}"), "SERVES", ())
+        for m in pkgutil.iter_modules(__path__)
+    }
+    if objective.family not in serves[name]:
+        can = ", ".join(other for other in serves if objective.family in serves[other])
+        kind = objective.family.replace("_", "-")
+        raise ValueError(
+            f"the {name} sampler cannot serve this {kind} model; it is served by: {can}"
+        )

@@ -1,38 +1,37 @@
-"""Left-to-right sampling with a key-value cache: L network calls of one token each."""
+"""Left-to-right sampling with a key-value cache: a network call of one token for each position."""
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm import keys
+from diffusion_lm import keys, samplers
 from diffusion_lm.ops import categorical
 from diffusion_lm.types import Objective, Sampler, Samples
+
+SERVES = ("autoregressive",)
 
 
 def make(*, objective: Objective, temperature: float = 1.0, top_p: float = 1.0) -> Sampler:
     """Samples tokens in order. A token that is given is clamped, and conditions only what follows:
     infilling a span with text behind it is not exact, and `diffusion_lm.sample` refuses it."""
-    if objective.process is not None:
-        raise ValueError(
-            "the autoregressive sampler needs an autoregressive model; a masked diffusion model is "
-            "served by: ancestral"
-        )
+    samplers.check("autoregressive", objective)
     categorical.check(temperature=temperature, top_p=top_p)
 
-    def sample(params, keys_B, prompt_BL, free_BL):
-        decoder = objective.predict(params, None)
+    def sample(params, keys_B, prompt_BL, free_BL, cond=None):
+        decoder = objective.predict(params, cond)
         size, length = prompt_BL.shape
 
-        def step(carry, at):
-            token_B, cache = carry
-            log_p, cache = decoder.step(cache, token_B, at)
+        def step(carry):
+            tokens_BL, cache, at = carry
+            before_B = jnp.where(at > 0, tokens_BL[:, at - 1], decoder.start)
+            log_p, cache = decoder.step(cache, before_B, at)
             log_p = categorical.shape(log_p, temperature=temperature, top_p=top_p)
             drawn_B = categorical.draw(keys.rows_fold(keys_B, at), log_p)
-            token_B = jnp.where(free_BL[:, at], drawn_B, prompt_BL[:, at])
-            return (token_B, cache), token_B
+            drawn_B = jnp.where(free_BL[:, at], drawn_B, tokens_BL[:, at])
+            return tokens_BL.at[:, at].set(drawn_B), cache, at + 1
 
-        start_B = jnp.full((size,), decoder.start, jnp.int32)
-        carry = (start_B, decoder.cache(size, length))
-        _, tokens_LB = jax.lax.scan(step, carry, jnp.arange(length))
-        return Samples(tokens_LB.T, jnp.int32(length))
+        end = (free_BL * jnp.arange(1, length + 1)).max()  # nothing is to be written from there on
+        carry = prompt_BL, decoder.cache(size, length), jnp.int32(0)
+        tokens_BL, _, calls = jax.lax.while_loop(lambda c: c[2] < end, step, carry)
+        return Samples(tokens_BL, calls)
 
     return Sampler(sample)

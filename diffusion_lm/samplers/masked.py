@@ -1,0 +1,101 @@
+"""What the samplers of masked diffusion share: predictions and draws at chosen positions."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.ops import categorical
+from diffusion_lm.ops.rows import at_rows
+from diffusion_lm.schedules import time_of
+from diffusion_lm.types import Array, Denoiser, Process
+
+MOST_ENTRIES = 2**26  # of log-probabilities held at once
+
+
+class Drawn(NamedTuple):
+    """[B, L] arrays, 0 where nothing was asked for."""
+
+    token: Array  # int32, drawn from the prediction shaped by temperature and top_p
+    log_prob: Array  # f32, of that token in the prediction itself, nats
+
+
+class Draw(NamedTuple):
+    """How tokens are drawn from predictions."""
+
+    temperature: float
+    top_p: float
+
+    def shape(self, log_probs: Array) -> Array:
+        return categorical.shape(log_probs, temperature=self.temperature, top_p=self.top_p)
+
+    def at(self, denoiser: Denoiser, h, where_BL: Array, keys_B: Array, *, rows: int) -> Drawn:
+        """Runs the head and draws at the positions `where_BL` only, about `rows` at a time.
+
+        The noise of a position is a function of its row's key and its place.
+        """
+
+        def one(args):
+            h, keys_R, place_R = args
+            log_p = denoiser.head(h)
+            keys_R = jax.vmap(jax.random.fold_in)(keys_R, place_R)
+            token_R = categorical.draw(keys_R, self.shape(log_p))
+            return Drawn(token_R, jnp.take_along_axis(log_p, token_R[:, None], axis=1)[:, 0])
+
+        keys_BL = jnp.broadcast_to(keys_B[:, None], where_BL.shape)
+        place_BL = jnp.broadcast_to(jnp.arange(where_BL.shape[1]), where_BL.shape)
+        return at_rows(one, where_BL, (h, keys_BL, place_BL), chunk=chunk(denoiser, h, rows))
+
+
+def measure(denoiser: Denoiser, h, where_BL: Array, of: Callable[[Array], Any]) -> Any:
+    """`of(log p)`, arrays [R] from f32[R, V], at the positions `where_BL`; 0 elsewhere: [B, L]."""
+    return at_rows(
+        lambda h: of(denoiser.head(h)), where_BL, h, chunk=chunk(denoiser, h, where_BL.size)
+    )
+
+
+def chunk(denoiser: Denoiser, h, rows: int) -> int:
+    """A power of two of at least `rows`, within what memory allows."""
+    vocab_size = jax.eval_shape(denoiser.head, h).shape[-1]
+    wanted = 1 << max(3, math.ceil(math.log2(max(rows, 1))))
+    return min(wanted, max(8, MOST_ENTRIES // vocab_size))
+
+
+def drawing(*, temperature: float, top_p: float) -> Draw:
+    """A Draw; raises ValueError for values that make no sense."""
+    categorical.check(temperature=temperature, top_p=top_p)
+    return Draw(temperature, top_p)
+
+
+def steps_option(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"sampler.num_steps must be at least 1, got {num_steps}")
+
+
+def time_at(process: Process, z_BL: Array) -> Array:
+    """The time at which as large a share of positions is masked as in z: f32[B]."""
+    return time_of(process.schedule, (z_BL == process.mask).mean(1))
+
+
+def time_of_step(process: Process, z_BL: Array, free_BL: Array, t: Array) -> Array:
+    """The time a network is told at step t: f32[B]. Where positions are given or stay unknown, z
+    has another share of masks than training had at t: then it is the time of that share."""
+    return jnp.where(free_BL.all(1), t, time_at(process, z_BL))
+
+
+def top(score_BL: Array, where_BL: Array, number_B: Array) -> Array:
+    """The `number_B` positions of each row with the largest scores among `where_BL`: bool[B, L].
+
+    Exactly that many, if there are: of equal scores the leftmost come first. Ranks, not a
+    threshold, which would take all that are equal to it.
+    """
+    score_BL = jnp.where(where_BL, jnp.maximum(score_BL, -1e30), -jnp.inf)
+    rank_BL = jnp.argsort(jnp.argsort(-score_BL, axis=1, stable=True), axis=1)
+    return where_BL & (rank_BL < number_B[:, None])
+
+
+def uniforms(keys_B: Array, length: int) -> Array:
+    """f32[B, L] on [0, 1), each row from its own key."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)

@@ -1,5 +1,6 @@
 """Runs the config's evaluators on parameters, inside a run or on a finished checkpoint."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -31,22 +32,22 @@ class Run(NamedTuple):
             process_count=jax.process_count(),
         )
 
-    def weighted_nll(self, local: Batch, key, rows: int) -> float:
-        """Sum of nats over the first `rows` rows of a global batch, padding left out."""
+    def total(self, local: Batch, key, rows: int, score: Callable | None = None) -> float:
+        """Sum of `score(params, batch, key)`, f32[B], over the first `rows` rows of a global batch,
+        padding left out; without a score, of the objective's nll in nats."""
         batch = parallel.global_batch(self.mesh, local)
-        return float(self.step(self.params, batch, key, rows))
+        return float(self.step(self.params, batch, key, rows, score or self.objective.nll))
 
 
 def make_eval_step(objective: Objective, mesh: Mesh):
-    """(params, global batch, key, rows) -> sum over the first `rows` rows of weight * nll."""
+    """(params, global batch, key, rows, score) -> sum of weight * score over the first rows."""
 
-    def eval_step(params, batch, key, rows):
+    def eval_step(params, batch, key, rows, score):
         batch = keys.number(batch)
-        nats_B = objective.nll(params, batch, key)
         counted = (batch["weight"] > 0) & (batch["row"] < rows)
-        return jnp.where(counted, nats_B, 0).sum()
+        return jnp.where(counted, score(params, batch, key), 0).sum()
 
-    return jax.jit(eval_step, out_shardings=parallel.replicated(mesh))
+    return jax.jit(eval_step, static_argnums=4, out_shardings=parallel.replicated(mesh))
 
 
 def evaluate(parts: build.Parts, run: Run, step: int) -> list[dict]:
@@ -59,11 +60,18 @@ def evaluate(parts: build.Parts, run: Run, step: int) -> list[dict]:
 
 def describe(row: dict) -> str:
     """A row as one line for people."""
+    if "bits_per_token" not in row:
+        rest = {k: v for k, v in row.items() if k not in ("step", "evaluator", "kind")}
+        return f"step {row['step']} {row['evaluator']}: {json.dumps(rest, ensure_ascii=False)}"
     chars = row.get("bits_per_char")
+    unit = "dim" if "bits_per_dim" in row else "token"
     figures = f"{chars:.4f} bits/char, " if chars is not None else ""
-    figures += f"{row['bits_per_token']:.4f} bits/token"
+    figures += f"{row['bits_per_token']:.4f} bits/{unit}"
     if row["kind"] == "upper bound":
         error = row["standard_error"]
-        spread = "unknown" if error is None else f"{error / np.log(2):.4f} bits/token"
-        figures = f"<= {figures} (standard error {spread}, {row['draws']} draws)"
+        spread = "unknown" if error is None else f"{error / np.log(2):.4f} bits/{unit}"
+        missed = "" if row.get("target_reached", True) else ", target not reached"
+        figures = f"<= {figures} (standard error {spread}, {row['draws']} draws{missed})"
+    elif row["kind"] != "exact":
+        figures += f" ({row['kind']} {row['order']}, {row['calls']} calls)"
     return f"step {row['step']} {row['evaluator']} ({row['split']}): {figures}"

@@ -4,52 +4,57 @@ import math
 
 import numpy as np
 
-from diffusion_lm import keys
+from diffusion_lm import evaluators, keys
+
+ENOUGH = 10  # degrees of freedom of the standard error (itself then known to 22 %) to stop on it
 
 
-def make(*, split: str = "valid", draws: int = 4, batch_size: int = 64, max_windows: int = 0):
+def make(
+    *,
+    split: str = "valid",
+    draws: int = 4,
+    target_error: float = 0.0,
+    batch_size: int = 64,
+    max_windows: int = 0,
+):
     """Scores every window of a split `draws` times (once if the objective is exact).
 
     `max_windows` limits the split to its first windows, 0 means all. The standard error is that of
     the Monte-Carlo average: windows are scored in batches, and each batch's spread over the draws
-    adds its share. It does not speak of the choice of the split, and is 0 for an exact score.
+    adds its share. It does not speak of the choice of the split, and is 0 for an exact score. With
+    a `target_error` (nats per token), drawing ends as soon as the standard error is that small, and
+    `draws` is the most.
     """
-    for name, value in (("draws", draws), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"evaluators.{name} must be at least 1, got {value}")
-    if max_windows < 0:
-        raise ValueError(f"evaluators.max_windows must be 0 (all) or more, got {max_windows}")
+    evaluators.check(batch_size=batch_size, max_windows=max_windows)
+    if draws < 1:
+        raise ValueError(f"evaluators.draws must be at least 1, got {draws}")
+    if not 0 <= target_error < math.inf:
+        raise ValueError(f"evaluators.target_error must be 0 (none) or more, got {target_error}")
     if batch_size % 2:
         raise ValueError(f"evaluators.batch_size must be even, got {batch_size}")
 
     def evaluate(run) -> dict:
         """One row of results for an `evaluate.Run`."""
-        data, windows = run.data, run.data.windows(split)
-        number = min(max_windows or len(windows.tokens), len(windows.tokens))
-        batches = -(-number // batch_size)
-        repeats = 1 if run.objective.exact else draws
-        nats = np.zeros((repeats, batches))
-        for draw in range(repeats):
+        number = evaluators.number_of_windows(run, split, max_windows)
+        batches, tokens = -(-number // batch_size), number * run.data.length
+        exact = run.objective.exact
+        nats, error, reached = np.zeros((0, batches)), 0.0 if exact else None, exact
+        for draw in range(1 if exact else draws):
+            sums = np.zeros(batches)
             for index, batch in zip(range(batches), run.batches(split, batch_size), strict=False):
                 key = keys.stream(run.seed, f"likelihood {split}", draw * batches + index)
-                nats[draw, index] = run.weighted_nll(batch, key, number - index * batch_size)
-        tokens = number * data.length
-        chars = int(data.tokenizer.token_chars[windows.tokens[:number]].sum())
-        error = math.sqrt((nats.var(0, ddof=1) / repeats).sum()) if repeats > 1 else 0.0
-        per_token = nats.sum() / repeats / tokens
-        known = run.objective.exact or repeats > 1
-        row = {
-            "split": split,
-            "bits_per_token": per_token / math.log(2),
-            "bits_per_char": nats.sum() / repeats / math.log(2) / chars if chars else None,
-            "nats_per_token": per_token,
-            "standard_error": error / tokens if known else None,  # nats per token
-            "kind": "exact" if run.objective.exact else "upper bound",
-            "draws": repeats,
-            "windows": number,
-            "tokenizer": f"{data.tokenizer.name}-{data.vocab_size}-{data.tokenizer.fingerprint}",
-            "data": windows.fingerprint,
+                sums[index] = run.total(batch, key, number - index * batch_size)
+            nats = np.vstack([nats, sums])
+            if draw:
+                error = math.sqrt((nats.var(0, ddof=1) / len(nats)).sum()) / tokens
+                reached = draw * batches >= ENOUGH and error <= target_error
+            if reached:
+                break
+        row = evaluators.row(run, split, number, nats.sum() / len(nats)) | {
+            "standard_error": error,  # nats per token
+            "kind": "exact" if exact else "upper bound",
+            "draws": len(nats),
         }
-        return row
+        return row | ({"target_reached": reached} if target_error else {})
 
     return evaluate

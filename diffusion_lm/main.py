@@ -19,10 +19,13 @@ examples:
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --num_samples=3
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --prompt="The state of the union"
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --prompt="Our [MASK:12] must grow."
+    python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --length=512 --block=32
+    python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --config.sampler.name=first_hitting
 exit codes: 0 done; 2 bad input (one line says what); 130 or 143 stopped by a signal, state saved.
 """
 
-SAMPLING = ("num_samples", "num_steps", "seed", "temperature", "top_p", "prompt", "json")
+SAMPLING = ("num_samples", "num_steps", "seed", "temperature", "top_p", "prompt", "length", "block")
+SAMPLING += ("label", "guidance", "json")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--temperature", type=float)
     group.add_argument("--top_p", type=float)
     group.add_argument("--prompt", help="text to continue, or text with [MASK:n] spans")
+    group.add_argument(
+        "--length", type=int, help="most tokens of the text, also more than the model's"
+    )
+    group.add_argument("--block", type=int, help="tokens written at a time, from left to right")
+    group.add_argument("--label", type=int, help="class of the images")
+    group.add_argument("--guidance", type=float, help="strength of the label; 1 is the model's own")
     group.add_argument("--json", action="store_true", help="print one JSON object a line")
     return out
 
@@ -63,7 +72,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         hint = f"; did you mean {near[0]}?" if near else "; see --help"
         out.error(f"unknown argument {unknown[0]}{hint}")
     for name in SAMPLING:
-        if flags.mode != "sample" and getattr(flags, name):
+        given = getattr(flags, name)
+        if flags.mode != "sample" and given is not None and given is not False:
             out.error(f"--{name} is for --mode=sample")
     return flags
 
@@ -100,14 +110,21 @@ def _train(flags, overrides):
     return train.prepare(resolved, flags.workdir)
 
 
-def _restored(flags, overrides):
-    """(setup, config, newest state) of the run in --workdir."""
-    from diffusion_lm import build, checkpoint, config, parallel, train
+def _config(flags, overrides):
+    """The config that is given, or that of the run in --workdir."""
+    from diffusion_lm import config
 
     own = os.path.join(flags.workdir, "config.json")
     if not os.path.isfile(own):
         raise FileNotFoundError(f"no run in {flags.workdir!r}: it has no config.json")
-    resolved = config.resolve(config.load(flags.config or own), overrides)
+    return config.resolve(config.load(flags.config or own), overrides)
+
+
+def _restored(flags, overrides):
+    """(setup, config, newest state) of the run in --workdir."""
+    from diffusion_lm import build, checkpoint, parallel, train
+
+    resolved = _config(flags, overrides)
     parallel.initialize()
     setup = build.setup(resolved)
     build.check_batches(resolved, setup, train=False)
@@ -152,9 +169,13 @@ def _sample(flags, overrides):
 
     from diffusion_lm import sample, step
 
-    for field in ("num_steps", "temperature", "top_p"):
-        if getattr(flags, field) is not None:
-            overrides = [*overrides, f"sampler.{field}={getattr(flags, field)}"]
+    asked = {f: getattr(flags, f) for f in ("num_steps", "temperature", "top_p")}
+    asked = {field: value for field, value in asked.items() if value is not None}
+    chosen = _config(flags, overrides).sampler
+    for field in asked:
+        if field not in chosen:
+            raise ValueError(f"the {chosen.name} sampler has no --{field}")
+    overrides = [*overrides, *(f"sampler.{field}={value}" for field, value in asked.items())]
     seed = flags.seed or 0
     if not 0 <= seed < 2**32:
         raise ValueError(f"--seed must lie in [0, 2^32), got {seed}")
@@ -166,16 +187,30 @@ def _sample(flags, overrides):
         num=1 if flags.num_samples is None else flags.num_samples,
         seed=seed,
         prompt=flags.prompt or "",
+        length=flags.length or 0,
+        block=flags.block or 0,
+        label=flags.label,
+        guidance=flags.guidance,
     )
 
+    data = setup.parts.data
+
     def write() -> int:
+        images = []
         for out in drawn:
             if jax.process_index():
                 continue
+            if data.shape:
+                images.append(out)
+                out = {**out, "tokens": out["tokens"].tolist()}
             if flags.json:
                 print(json.dumps(out), flush=True)
             else:
                 print(f"--- sample {out['index']}, seed {out['seed']}\n{out['text']}", flush=True)
+        if images:
+            stem = f"step-{int(state.step):07d}-seed-{seed}"
+            path = sample.save_images(data, images, flags.workdir, stem)
+            print(f"images in {path}", file=sys.stderr)
         return 0
 
     return write

@@ -161,7 +161,8 @@ class Log:
         if self._events is not None:
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name != "step":
-                    self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+                    group = row["split"] if "split" in row else row["evaluator"]
+                    self._events.add_scalar(f"{group}/{name}", value, row["step"])
             self._events.flush()
 
 

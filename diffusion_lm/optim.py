@@ -46,7 +46,7 @@ def learning_rate_schedule(peak: float, decay: str, warmup: int, steps: int, coo
 
 def _decayed(params):
     """Weight decay touches matrices, not embeddings, scales, biases and taps."""
-    spared = ("embedding", "scale", "bias", "taps")
+    spared = ("embedding", "place", "label", "scale", "bias", "taps")
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim >= 2 and parallel.name(path[-1:]) not in spared, params
     )

@@ -1,5 +1,7 @@
-"""Texts from a model: prompts with [MASK:n] spans, batches of samples, one seed a sample."""
+"""Samples from a model: prompts with [MASK:n] spans, blocks, batches, one seed a sample."""
 
+import itertools
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -10,26 +12,26 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_lm import build, keys, parallel
-from diffusion_lm.types import Params, Sampler
+from diffusion_lm.data import pictures
+from diffusion_lm.types import Params, Sampler, Samples
 
 SPAN = re.compile(r"\[MASK:(\d+)\]")
 
 
 class Prompt(NamedTuple):
-    """tokens, free: [L]; the model fills `free` positions; `used` positions make up the text."""
+    """tokens, free: [N]; the model fills `free` positions of a text of N tokens."""
 
     tokens: np.ndarray
     free: np.ndarray
-    used: int
 
 
-def encode_prompt(text: str, data, *, ordered: bool) -> Prompt:
+def encode_prompt(text: str, data, *, length: int, ordered: bool) -> Prompt:
     """A prompt with spans "[MASK:n]" of n tokens to fill; without a span, the text is continued to
-    the model's length. Positions after an infilled text stay unknown to the model.
+    `length` tokens.
 
     `ordered` models write left to right, so for them a span must end the prompt.
     """
-    mask, length = data.vocab_size, data.length
+    mask = data.vocab_size
     pieces = SPAN.split(text)  # text, n, text, n, ..., text
     tokens: list[int] = []
     free: list[bool] = []
@@ -44,7 +46,10 @@ def encode_prompt(text: str, data, *, ordered: bool) -> Prompt:
             tokens += ids.tolist()
             free += [False] * len(ids)
     if len(tokens) > length:
-        raise ValueError(f"the prompt has {len(tokens)} tokens, the model holds {length}")
+        raise ValueError(
+            f"the prompt has {len(tokens)} tokens, the text to write {length}; --length=N asks for "
+            "a longer one"
+        )
     if len(pieces) == 1:
         if len(tokens) == length:
             raise ValueError(f"the prompt fills all {length} tokens, nothing is left to write")
@@ -55,13 +60,41 @@ def encode_prompt(text: str, data, *, ordered: bool) -> Prompt:
             "an autoregressive model cannot fill a span with text behind it; put [MASK:n] last, or "
             "use a diffusion model"
         )
-    used, rest = len(tokens), length - len(tokens)
-    return Prompt(np.array(tokens + [mask] * rest, np.int32), np.array(free + [False] * rest), used)
+    return Prompt(np.array(tokens, np.int32), np.array(free))
 
 
 def compiled(sampler: Sampler, mesh: Mesh) -> Callable:
     """The jitted sampler; its samples are whole on every process."""
     return jax.jit(sampler.sample, out_shardings=parallel.replicated(mesh))
+
+
+def in_blocks(sampler, params, keys_B, prompt: Prompt, *, window: int, block: int, mask: int, cond):
+    """Fills a text of any length, `block` tokens at a time from the left (semi-autoregressive).
+
+    The model sees a window of `window` tokens that ends with the block, or, where given tokens
+    follow, has the block in its middle (as far as the text goes). In it, what is given or was
+    written before is a condition; what comes after the block and is not given stays unknown. So
+    with an exact model the law is that of p(block | window) in turn.
+    Returns Samples with tokens [B, N]; all blocks run the same compiled program.
+    """
+    size, length = keys_B.shape[0], len(prompt.tokens)
+    tokens_BN, calls = np.tile(prompt.tokens, (size, 1)), 0
+    for number, start in enumerate(range(0, length, block)):
+        free = prompt.free & (np.arange(length) >= start) & (np.arange(length) < start + block)
+        if not free.any():
+            continue
+        end = min(start + block, length)
+        ahead = 0 if prompt.free[end:].all() else (window - block) // 2
+        first = max(0, min(end + ahead, length) - window)
+        shown = slice(first, min(first + window, length))
+        padding = window - (shown.stop - shown.start)
+        z_BL = np.pad(tokens_BN[:, shown], ((0, 0), (0, padding)), constant_values=mask)
+        free_BL = np.tile(np.pad(free[shown], (0, padding)), (size, 1))
+        keys_i = keys.rows_fold(keys_B, number)
+        out = sampler(params, keys_i, jnp.asarray(z_BL), jnp.asarray(free_BL), cond)
+        tokens_BN[:, shown] = np.asarray(out.tokens)[:, : shown.stop - shown.start]
+        calls += int(out.calls)
+    return Samples(tokens_BN, calls)
 
 
 def samples(
@@ -72,29 +105,75 @@ def samples(
     num: int,
     seed: int,
     prompt: str = "",
+    length: int = 0,
+    block: int = 0,
+    label: int | None = None,
+    guidance: float | None = None,
     batch_size: int = 16,
 ) -> Iterator[dict]:
-    """An iterator of {"index", "seed", "text", "calls"}, one for each of `num` samples.
+    """An iterator of {"index", "seed", "calls", "text"}, for images with their "tokens" int32[L].
 
-    A sample's noise is a function of (seed, its index) alone: the same text in any batch.
-    `sampler` is a `compiled` one; it compiles when the first sample is asked for. Raises ValueError
-    for a prompt that the model cannot serve.
+    A sample's noise is a function of (seed, its index) alone: the same in any batch. `sampler` is a
+    `compiled` one; it compiles when the first sample is asked for. `length` is that of the text in
+    tokens (0: the model's); `block` tokens are written at a time (0: all, or half of the model's
+    length for a text that is longer than that). Raises ValueError for what the model cannot serve.
     """
+    data, family = parts.data, parts.objective.family
     if num < 1:
         raise ValueError(f"the number of samples must be at least 1, got {num}")
-    data = parts.data
-    asked = encode_prompt(prompt, data, ordered=parts.objective.process is None)
+    if length < 0 or block < 0:
+        raise ValueError(f"--length and --block must not be negative, got {length} and {block}")
+    if data.shape and (prompt or length or block):
+        raise ValueError("--prompt, --length and --block are for text, this model makes images")
+    if label is not None and not 0 <= label < data.classes:
+        known = f"0 to {data.classes - 1}" if data.classes else "none: it was trained without"
+        raise ValueError(f"--label={label}: the labels of this model are {known}")
+    if guidance is not None and (label is None or family == "autoregressive"):
+        raise ValueError("--guidance needs a --label and a diffusion model")
+    if guidance is not None and not np.isfinite(guidance):
+        raise ValueError(f"--guidance must be a number, got {guidance}")
+    length = length or data.length
+    block = block or (length if length <= data.length else max(1, data.length // 2))
+    if block > data.length:
+        raise ValueError(f"--block={block} is more than the model holds, {data.length} tokens")
+    asked = encode_prompt(prompt, data, length=length, ordered=family == "autoregressive")
     size = min(batch_size, num)
+    cond = None if label is None else {"label": jnp.full(size, label, jnp.int32)}
+    if guidance is not None:
+        cond["guidance"] = jnp.float32(guidance)
 
     def draw():
-        tokens_BL = jnp.tile(asked.tokens[None], (size, 1))
-        free_BL = jnp.tile(asked.free[None], (size, 1))
         for start in range(0, num, size):
             index_B = start + jnp.arange(size, dtype=jnp.int32)
             keys_B = keys.rows(keys.stream(seed, "sample"), index_B)
-            out = sampler(params, keys_B, tokens_BL, free_BL)
-            for row, tokens in enumerate(np.asarray(out.tokens)[: num - start]):
-                text = data.tokenizer.decode(tokens[: asked.used])
-                yield {"index": start + row, "seed": seed, "text": text, "calls": int(out.calls)}
+            out = in_blocks(
+                sampler,
+                params,
+                keys_B,
+                asked,
+                window=data.length,
+                block=block,
+                mask=data.vocab_size,
+                cond=cond,
+            )
+            for row, tokens in enumerate(out.tokens[: num - start]):
+                text = data.tokenizer.decode(tokens)
+                made = {"index": start + row, "seed": seed, "text": text, "calls": out.calls}
+                yield {**made, "tokens": tokens} if data.shape else made
 
     return draw()
+
+
+def save_images(data, drawn: list[dict], folder: str, stem: str) -> str:
+    """Writes samples as one grid, folder/samples/stem.png or, if there is one, stem-2.png and so
+    on; returns the path."""
+    folder = os.path.join(folder, "samples")
+    os.makedirs(folder, exist_ok=True)
+    tokens = np.stack([made["tokens"] for made in drawn])
+    for number in itertools.count(1):
+        path = os.path.join(folder, f"{stem}{f'-{number}' if number > 1 else ''}.png")
+        try:
+            pictures.save_grid(path, tokens, data.shape, data.vocab_size)
+            return path
+        except FileExistsError:
+            continue

@@ -160,17 +160,23 @@ def _inspection(config: ConfigDict, setup: build.Setup, workdir: str, log, start
             log.write(row)
             say(evaluate.describe(row))
         if options.num_samples:
-            drawn = sampling.samples(
-                parts,
-                params,
-                sampler,
-                num=options.num_samples,
-                seed=config.seed,
-                batch_size=options.num_samples,
+            drawn = list(
+                sampling.samples(
+                    parts,
+                    params,
+                    sampler,
+                    num=options.num_samples,
+                    seed=config.seed,
+                    batch_size=options.num_samples,
+                )
             )
+            if parts.data.shape and jax.process_index() == 0:
+                path = sampling.save_images(parts.data, drawn, workdir, f"step-{number:07d}")
+                say(f"samples at step {number}: {path}")
             for out in drawn:
-                texts.write({"step": number, **out})
-                say(f"--- sample {out['index']} at step {number}\n{out['text']}")
+                texts.write({"step": number, **{k: v for k, v in out.items() if k != "tokens"}})
+                if not parts.data.shape:
+                    say(f"--- sample {out['index']} at step {number}\n{out['text']}")
             say("---")
 
     return inspect

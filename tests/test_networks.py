@@ -127,7 +127,7 @@ def test_dropout_is_by_row():
 def test_every_matrix_has_logical_axes_and_shards():
     """All large parameters are named in AXES, with as many axes as they have, as in
     the optimiser's state."""
-    network = TINY(width=32, heads=4, inputs=8, outputs=8, time_input=True)
+    network = TINY(width=32, heads=4, inputs=8, outputs=8, time_input=True, shape=(2, 2, 2))
     params = jax.jit(network.init)(jax.random.key(0))
     named = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

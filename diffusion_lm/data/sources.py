@@ -182,18 +182,7 @@ def _openwebtext(path: pathlib.Path, valid_documents: int) -> tuple[Documents, l
 def _tfds(
     tfds_name: str, text_field: str, data_dir: str | None, download: bool
 ) -> tuple[Documents, list]:
-    import tensorflow_datasets as tfds  # slow, and only this source needs it
-    from tensorflow_datasets.core import read_only_builder
-
-    if download:
-        tfds.builder(tfds_name, data_dir=data_dir).download_and_prepare(file_format="array_record")
-    try:  # from the files alone: a builder made from its code may ask the network
-        builder = read_only_builder.builder_from_files(tfds_name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        where = data_dir or "the default data_dir of TFDS"
-        raise FileNotFoundError(
-            f"TFDS dataset {tfds_name!r} is not prepared in {where}: set download=True"
-        ) from None
+    builder = tfds_builder(tfds_name, data_dir, download)
     if text_field not in builder.info.features:
         raise ValueError(
             f"TFDS dataset {tfds_name!r} has no field {text_field!r}, "
@@ -204,10 +193,7 @@ def _tfds(
     if "train" not in sizes:
         raise ValueError(f"TFDS dataset {tfds_name!r} has no train split, only {[*sizes]}")
     missing = tuple(split for split in ("test", "valid") if names[split] not in sizes)
-    try:
-        records = {s: builder.as_data_source(split=n) for s, n in names.items() if n in sizes}
-    except NotImplementedError:
-        raise ValueError(f"TFDS dataset {tfds_name!r} is not stored as array_record") from None
+    records = {s: tfds_records(builder, n) for s, n in names.items() if n in sizes}
 
     def documents() -> Iterator[tuple[str, str]]:
         for split in records:
@@ -215,6 +201,31 @@ def _tfds(
                 yield split, _decode(record[text_field], f"{tfds_name}, {split} record {i}")
 
     return by_document(documents, missing), [builder.info.full_name, sizes]
+
+
+def tfds_builder(tfds_name: str, data_dir: str | None, download: bool):
+    """The builder of a TFDS dataset that lies in `data_dir`, or is first prepared there."""
+    import tensorflow_datasets as tfds  # slow, and only TFDS sources need it
+    from tensorflow_datasets.core import read_only_builder
+
+    if download:
+        tfds.builder(tfds_name, data_dir=data_dir).download_and_prepare(file_format="array_record")
+    try:  # from the files alone: a builder made from its code may ask the network
+        return read_only_builder.builder_from_files(tfds_name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        where = data_dir or "the default data_dir of TFDS"
+        raise FileNotFoundError(
+            f"TFDS dataset {tfds_name!r} is not prepared in {where}: set download=True"
+        ) from None
+
+
+def tfds_records(builder, split: str):
+    """The records of a TFDS split, a sequence of dicts of numpy values."""
+    try:
+        return builder.as_data_source(split=split)
+    except NotImplementedError:
+        name = builder.info.full_name.rpartition("/")[0]  # without the version
+        raise ValueError(f"TFDS dataset {name!r} is not stored as array_record") from None
 
 
 def _find(path: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path]:

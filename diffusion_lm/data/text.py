@@ -22,19 +22,14 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import pathlib
-import shutil
-import uuid
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
-from diffusion_lm.data import sources, tokenizers
+from diffusion_lm.data import arrays, sources, tokenizers
 
 _FORMAT = 1  # of the cache folders; a change makes older ones unused
 _CHUNK = 256  # documents encoded together, windows measured together
@@ -62,6 +57,8 @@ class TextData(NamedTuple):
     length: int
     tokenizer: tokenizers.Tokenizer
     splits: dict[str, Windows]
+    shape: None = None  # of one example, if it is an image
+    classes: int = 0  # of labels
 
     def windows(self, split: str) -> Windows:
         """The windows of a split; ValueError if it does not exist or has none."""
@@ -76,48 +73,14 @@ class TextData(NamedTuple):
             )
         return windows
 
-    def batches(
-        self,
-        split: str,
-        *,
-        batch_size: int,
-        seed: int,
-        start_step: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
-        shuffle: bool = True,
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Endless batches {"x": int32[b, length]}, b = batch_size // process_count.
+    def batches(self, split: str, **options) -> Iterator[dict[str, np.ndarray]]:
+        """Endless batches {"x": int32[b, length]}; the options are those of arrays.batches."""
+        return arrays.batches({"x": self.windows(split).tokens}, **options)
 
-        Every epoch is shuffled anew (or, shuffle=False, in order).  Process p gets rows
-        p*b..(p+1)*b-1 of the global batch, which is the same at a step for any process_count.
-        Starts at step start_step, at once.  Raises ValueError for what cannot be met.
-        """
-        tokens = self.windows(split).tokens
-        rows = _rows(batch_size, process_index, process_count)
-        if start_step < 0 or not 0 <= seed < 2**32:
-            raise ValueError(f"{start_step=}, {seed=}, wanted start_step >= 0, 0 <= seed < 2**32")
-        ordered = grain.MapDataset.source(tokens)
-        if shuffle:
-            # Grain shuffles epoch e by seed + e: hashed, near seeds share no order.
-            ordered = ordered.shuffle(seed=zlib.crc32(f"shuffle {seed}".encode()))
-        parts = ordered.repeat().batch(rows)
-        mine = parts[start_step * process_count + process_index :: process_count]
-        mine = mine.map(lambda x: {"x": x.astype(np.int32)})
-        return iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
-
-    def evaluation_batches(
-        self, split: str, *, batch_size: int, process_index: int = 0, process_count: int = 1
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Goes over a split once, in order: {"x": int32[b, length], "weight": float32[b]}.
-
-        b = batch_size // process_count.  weight is 1 for a window and 0 for the rows (of
-        zeros) that fill up the last batch.  Every process gets as many batches.
-        """
-        tokens = self.windows(split).tokens
-        rows = _rows(batch_size, process_index, process_count)
-        starts = range(process_index * rows, _ceil(len(tokens), batch_size), batch_size)
-        return (_padded(tokens[i : i + rows], rows) for i in starts)
+    def evaluation_batches(self, split: str, **options) -> Iterator[dict[str, np.ndarray]]:
+        """Goes over a split once, in order: {"x": int32[b, length], "weight": float32[b]}; see
+        arrays.evaluation_batches."""
+        return arrays.evaluation_batches({"x": self.windows(split).tokens}, **options)
 
 
 def make(
@@ -178,25 +141,6 @@ def make(
     return TextData(coder.vocab_size, length, coder, splits)
 
 
-def _rows(batch_size: int, process_index: int, process_count: int) -> int:
-    """Rows of a batch for one process."""
-    if batch_size < 1 or process_count < 1 or batch_size % process_count:
-        raise ValueError(f"{batch_size=} does not divide among {process_count=} processes")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"{process_index=}, wanted 0..{process_count - 1}")
-    return batch_size // process_count
-
-
-def _ceil(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
-
-
-def _padded(tokens: np.ndarray, rows: int) -> dict[str, np.ndarray]:
-    x = np.zeros((rows, tokens.shape[1]), np.int32)
-    x[: len(tokens)] = tokens
-    return {"x": x, "weight": (np.arange(rows) < len(tokens)).astype(np.float32)}
-
-
 def _dtype(tokenizer: tokenizers.Tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<i4")
 
@@ -240,11 +184,8 @@ def _map(file: pathlib.Path, dtype: np.dtype) -> np.ndarray:
 
 
 def _write_cache(folder: pathlib.Path, documents, tokenizer, length: int) -> None:
-    """Makes the folder under another name and then renames it, so that it is always whole."""
-    partial = folder.with_name(f".partial-{uuid.uuid4().hex}")
-    partial.mkdir(parents=True)
-    try:
-        paths = {split: partial / f"{split}.bin" for split in sources.SPLITS}
+    def fill(folder: pathlib.Path) -> None:
+        paths = {split: folder / f"{split}.bin" for split in sources.SPLITS}
         files = {split: paths[split].open("wb") for split in paths}
         try:
             counts = _encode(documents, tokenizer, files)
@@ -255,14 +196,9 @@ def _write_cache(folder: pathlib.Path, documents, tokenizer, length: int) -> Non
         for split, path in paths.items():
             windows = _cut(_map(path, _dtype(tokenizer)), counts[split], tokenizer, length)
             facts[split] = windows._asdict() | {"tokens": len(windows.tokens)}
-        (partial / "windows.json").write_text(json.dumps(facts, indent=1))
-        try:
-            os.rename(partial, folder)
-        except OSError:
-            if not folder.exists():  # else another process was first, with the same tokens
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (folder / "windows.json").write_text(json.dumps(facts, indent=1))
+
+    arrays.write_folder(folder, fill)
 
 
 def _read_cache(folder: pathlib.Path, tokenizer, length: int) -> dict[str, Windows]:

@@ -27,6 +27,7 @@ AXES = {
     "blocks/mlp/down": ("layers", "hidden", "width"),
     "blocks/modulation/kernel": ("layers", "condition", "hidden"),
     "embedding": ("vocab", "width"),
+    "place": ("length", "width"),
     "head/kernel": ("width", "vocab"),
 }
 
@@ -78,6 +79,27 @@ class Condition(nn.Module):
         return nn.silu(nn.Dense(self.width, name="out")(c))
 
 
+def condition_init(key_time: Array, key_label: Array, width: int, time_input: bool, classes: int):
+    """The parameters of `condition_of`: "condition" for the time, "label" for the classes."""
+    params = {}
+    if time_input:
+        params["condition"] = Condition(width).init(key_time, jnp.zeros((1,)))["params"]
+    if classes:
+        params["label"] = jax.random.normal(key_label, (classes + 1, width))
+    return params
+
+
+def condition_of(params, t_B: Array | None, label_B: Array | None, size: int, width: int):
+    """The condition of B = size rows, f32[B, C]; None for a network of neither time nor labels."""
+    parts = []
+    if "condition" in params:
+        parts.append(Condition(width).apply({"params": params["condition"]}, t_B))
+    if "label" in params:
+        unknown = params["label"].shape[0] - 1
+        parts.append(params["label"][jnp.full(size, unknown) if label_B is None else label_B])
+    return sum(parts) if parts else None
+
+
 class Output(nn.Module):
     """The final norm, modulated by the condition if there is one."""
 
@@ -100,6 +122,8 @@ def make(
     outputs: int,
     causal: bool = False,
     time_input: bool = False,
+    classes: int = 0,
+    shape: tuple[int, ...] | None = None,
     layers: int = 4,
     width: int = 256,
     heads: int = 4,
@@ -119,7 +143,9 @@ def make(
     depthwise convolution. `hidden` is the width of the gated MLP (0: 8/3 of the width, rounded up
     to 32). `tied` uses the input embedding as the head; an untied head starts at zero, so a new
     network predicts the uniform distribution. `dtype` is the compute type; parameters, norms,
-    softmax and logits are float32. `remat` recomputes each layer in the backward pass.
+    softmax and logits are float32. `remat` recomputes each layer in the backward pass. With a
+    `shape` (of images) every position has a learned embedding, since there, unlike in windows of
+    text, places differ; with `classes` a label joins the time in conditioning every layer.
     """
     positive = {"layers": layers, "width": width, "heads": heads, "inputs": inputs}
     for name, value in positive.items():
@@ -142,12 +168,12 @@ def make(
     compute = jnp.dtype(dtype)
     before = 2 if causal else 1
     block = Block(heads, hidden, norm, causal, qk_norm, dropout_rate, compute)
-    condition, output = Condition(condition_width), Output(norm)
+    output = Output(norm)
 
     def init(key: Array):
-        key_embed, key_block, key_cond, key_out, key_head = jax.random.split(key, 5)
+        key_embed, key_block, key_cond, key_out, key_label, key_place = jax.random.split(key, 6)
         h, position = jnp.zeros((1, 1, width)), jnp.arange(1)
-        cond = jnp.zeros((1, condition_width)) if time_input else None
+        cond = jnp.zeros((1, condition_width)) if time_input or classes else None
 
         def init_block(key):
             return block.init(key, h.astype(compute), position, cond, None)["params"]
@@ -161,28 +187,28 @@ def make(
             params["head"] = {"kernel": jnp.zeros((width, outputs)), "bias": jnp.zeros(outputs)}
         if shift:
             params["shift"] = {"taps": jnp.zeros((3, width)).at[before].set(1.0)}
-        if time_input:
-            params["condition"] = condition.init(key_cond, jnp.zeros((1,)))["params"]
+        params |= condition_init(key_cond, key_label, condition_width, time_input, classes)
+        if shape:
+            scale = 1 / math.sqrt(width)
+            params["place"] = scale * jax.random.normal(key_place, (math.prod(shape), width))
         return params
 
-    def embed(params, tokens):
+    def embed(params, tokens, places):
+        h = params["embedding"][tokens]
+        if shape:
+            h = h + params["place"][places]
         # sqrt(width) keeps unit variance at the input while the tied head sees small weights.
-        return (params["embedding"][tokens] * math.sqrt(width)).astype(compute)
+        return (h * math.sqrt(width)).astype(compute)
 
     def mix(params, h):
         return layers_shift(h, params["shift"]["taps"], before) if shift else h
 
-    def condition_of(params, t_B):
-        if not time_input:
-            return None
-        return condition.apply({"params": params["condition"]}, t_B)
-
-    def trunk(params, tokens_BL, t_B=None, keys_B=None):
-        """Tokens int32[B, L], times f32[B], dropout keys[B] or None -> h[B, L, D]."""
-        cond = condition_of(params, t_B)
+    def trunk(params, tokens_BL, t_B=None, keys_B=None, label_B=None):
+        """Tokens int32[B, L], times f32[B], dropout keys[B], labels int32[B] -> h[B, L, D]."""
+        cond = condition_of(params, t_B, label_B, len(tokens_BL), condition_width)
         position = jnp.arange(tokens_BL.shape[1])
         first = None if keys_B is None else keys.rows_fold(keys_B, layers)
-        h = dropout(mix(params, embed(params, tokens_BL)), first, dropout_rate)
+        h = dropout(mix(params, embed(params, tokens_BL, position)), first, dropout_rate)
 
         def layer(h, x):
             weights, index = x
@@ -204,19 +230,21 @@ def make(
         attention = jnp.zeros(shape, compute), jnp.zeros(shape, compute)
         return jnp.zeros((batch, 2, width), compute), attention  # the last two embeddings
 
-    def decode(params, cache, tokens_B, at):
+    def decode(params, cache, tokens_B, at, label_B=None):
         """One token a row at position `at`: (logits f32[B, V], cache)."""
         last, cache = cache
-        window = jnp.concatenate([last, embed(params, tokens_B[:, None])], axis=1)
+        cond = condition_of(params, None, label_B, len(tokens_B), condition_width)
+        new = embed(params, tokens_B[:, None], jnp.asarray(at)[None])
+        window = jnp.concatenate([last, new], axis=1)
         h = mix(params, window)[:, 2:]
 
         def layer(h, x):
             weights, mine = x
             position = jnp.asarray(at)[None]
-            return block.apply({"params": weights}, h, position, None, None, mine)
+            return block.apply({"params": weights}, h, position, cond, None, mine)
 
         h, cache = jax.lax.scan(layer, h, (params["blocks"], cache))
-        h = output.apply({"params": params["output"]}, h, None)
+        h = output.apply({"params": params["output"]}, h, cond)
         return head(params, h[:, 0]), (window[:, 1:], cache)
 
     if not causal:

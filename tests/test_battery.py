@@ -124,9 +124,9 @@ def losses(module, options, devices, microbatches, batch_size=16, steps=2):
 
 @pytest.mark.parametrize("module,options", CASES)
 def test_devices_and_microbatches_change_nothing(module, options):
-    """Same masks, dropout and loss on 1, 2, 4, 8 devices and for 1, 2, 4 microbatches."""
+    """Same masks, dropout and loss on 1, 2, 8 devices and for 1, 2 microbatches."""
     want, params = losses(module, options, 1, 1)
-    layouts = [(2, 2), (8, 1), (4, 1), (1, 4)]
+    layouts = [(2, 2), (8, 1)]
     for devices, microbatches in layouts:
         got, other = losses(module, options, devices, microbatches)
         np.testing.assert_allclose(got, want, rtol=2e-6)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import toy
 
-from diffusion_lm import evaluate, keys, parallel, schedules
+from diffusion_lm import evaluate, evaluators, keys, parallel, schedules
 from diffusion_lm.evaluators import likelihood, ordered
 from diffusion_lm.objectives import ar, md4
 
@@ -110,6 +110,7 @@ class Data(NamedTuple):
     length: int = toy.L
     vocab_size: int = toy.V
     tokenizer: Words = Words()
+    shape: tuple[int, ...] | None = None
 
     def windows(self, split):
         return Windows(np.tile(toy.X, (self.copies, 1)).astype(np.int32))
@@ -147,6 +148,16 @@ def test_row_of_an_order(number):
     np.testing.assert_allclose(row["bits_per_char"] * chars * math.log(2), nats, rtol=1e-5)
     assert {"tokenizer", "data", "split"} <= set(row)
     assert f"exact under the order margin, {row['calls']} calls" in line
+
+
+def test_images_report_bits_per_dimension():
+    class Run(NamedTuple):
+        data: Data = Data(shape=(1, toy.L, 1))
+
+    row = evaluators.row(Run(), "valid", 9, 9 * toy.L * math.log(2) / 2)
+    assert row["bits_per_dim"] == pytest.approx(0.5) and "bits_per_char" not in row
+    line = evaluate.describe(row | {"step": 1, "evaluator": "valid", "kind": "exact"})
+    assert "0.5000 bits/dim" in line
 
 
 def noisy(spread):

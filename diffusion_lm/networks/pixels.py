@@ -57,7 +57,10 @@ class Norm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """h + conv(norm(conv(norm(h)) + condition)), starting as the identity (arXiv 2107.00630)."""
+    """h + conv(norm(conv(norm(h)) + condition)), starting as h (arXiv 2107.00630).
+
+    Where h has not `width` channels, a linear map gives it as many.
+    """
 
     width: int
     rate: float
@@ -131,8 +134,9 @@ def network(
     dtype: str,
     remat: bool,
 ) -> Network:
-    """`blocks` residual blocks, the middle, and blocks + 1 residual blocks that each also see the
-    output of their counterpart, last to first. With blocks = 0 only the middle is left."""
+    """`blocks` residual blocks, the middle, and blocks + 1 residual blocks, each of which also sees
+    what stood at its place on the way down; all between a first and a last convolution. With
+    blocks = 0 only the middle stands between these."""
     height, breadth, channels = shape
     compute = jnp.dtype(dtype)
     block = ResBlock(width, dropout_rate, compute)

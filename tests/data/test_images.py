@@ -1,6 +1,7 @@
 """Images as tokens: splits, batches, TFDS, the cache, pictures."""
 
 import itertools
+import pathlib
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_lm import config
 from diffusion_lm.data import images, pictures
 
 SPLITS = ("train", "valid", "test")
@@ -117,6 +119,15 @@ print([n for n in ("sklearn", "scipy", "PIL", "tensorflow_datasets") if n in sys
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["md4_digits", "ar_digits"])
+def test_configs_with_labels(name):
+    path = str(pathlib.Path(__file__).parents[2] / "configs" / f"{name}.py")
+    assert config.load(path).data.labels is False
+    assert config.load(f"{path}:classes").data.labels is True
+    with pytest.raises(ValueError, match="unknown .*'labels'; choices: plain, classes"):
+        config.load(f"{path}:labels")
 
 
 # TFDS.

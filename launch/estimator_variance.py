@@ -3,7 +3,7 @@
     python launch/estimator_variance.py --out=results/estimator_variance.json [--workdir=runs/md4]
 
 Takes the model of a finished run of MD4 without time input; without one it first trains a smaller
-configs/md4_sotu.py for a minute. On two cores the rest takes MINUTES, with the full one TIMES.
+configs/md4_sotu.py for a minute or two. On two cores all of it takes some ten minutes.
 
 Every estimator scores the same 32 windows with 32 network rows, `--repeats` times, and so for each
 of 4 sets of windows; "complementary", which takes two rows an example, scores half of the windows

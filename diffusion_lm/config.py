@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from diffusion_lm import build
 
 # Fields that may change when a run is resumed; everything else must stay as it was.
-MAY_CHANGE = ("evaluators.", "sampler.", "mesh.", "rules.", "train.", "data.path", "data.cache_dir")
+DATA_PLACES = ("data.path", "data.cache_dir", "data.data_dir", "data.download")
+MAY_CHANGE = ("evaluators.", "sampler.", "mesh.", "rules.", "train.", *DATA_PLACES)
 MUST_STAY = ("train.batch_size", "train.ema")
 
 

@@ -20,7 +20,7 @@ def means(metrics) -> dict[str, float]:
 
 
 def matmul_flops(function, *args) -> int:
-    """FLOPs of the matrix products that `function` does, 2mnk each, counted in its jaxpr.
+    """FLOPs of the matrix products and convolutions that `function` does, counted in its jaxpr.
 
     Loops count as often as they run (`scan`), branches as their most expensive one.
     """
@@ -34,6 +34,11 @@ def _count(jaxpr) -> int:
             (contract, _), _ = eqn.params["dimension_numbers"]
             summed = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
             total += 2 * summed * math.prod(eqn.outvars[0].aval.shape)
+            continue
+        if eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // features
             continue
         inner = [_count(j) for j in _subjaxprs(eqn.params)]
         if eqn.primitive.name == "cond":

@@ -98,6 +98,13 @@ def test_flops_are_counted_through_loops_and_branches():
 
     assert metrics.matmul_flops(jax.jit(branched), a) == 2 * 4 * 8 * 3
 
+    def convolved(x):  # a 3 x 3 kernel from 2 to 5 channels, with padding
+        kernel = jnp.ones((3, 3, 2, 5))
+        axes = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
+
+    assert metrics.matmul_flops(convolved, jnp.ones((2, 6, 7, 2))) == 2 * 2 * 6 * 7 * 5 * 9 * 2
+
 
 def test_means_divide_once():
     parts = [Ratio(jnp.float32(1), jnp.float32(1)), Ratio(jnp.float32(2), jnp.float32(3))]

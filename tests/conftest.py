@@ -24,3 +24,10 @@ def text_file(tmp_path_factory):
     paragraphs = [" ".join(rng.choices(WORDS, k=60)) + "." for _ in range(40)]
     path.write_text("\n\n".join(paragraphs))
     return str(path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs of all files together would fill the memory of a laptop."""
+    yield
+    jax.clear_caches()

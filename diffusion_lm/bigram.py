@@ -70,7 +70,8 @@ def start(params, objective, data, *, seed: int):
         "shift": {"taps": taps.astype(np.float32)},
         "head": {
             "kernel": np.ascontiguousarray(head.T, np.float32),
-            "bias": np.log(counts / counts.sum()).astype(np.float32),
+            # relative to the uniform distribution, which scores (SEDD) start from
+            "bias": np.log(counts / counts.sum() * vocab).astype(np.float32),
         },
     }
     if jax.process_count() > 1:

@@ -118,7 +118,7 @@ def samples(
     tokens (0: the model's); `block` tokens are written at a time (0: all, or half of the model's
     length for a text that is longer than that). Raises ValueError for what the model cannot serve.
     """
-    data, family = parts.data, parts.objective.family
+    data, ordered = parts.data, "autoregressive" in parts.objective.families
     if num < 1:
         raise ValueError(f"the number of samples must be at least 1, got {num}")
     if length < 0 or block < 0:
@@ -128,7 +128,7 @@ def samples(
     if label is not None and not 0 <= label < data.classes:
         known = f"0 to {data.classes - 1}" if data.classes else "none: it was trained without"
         raise ValueError(f"--label={label}: the labels of this model are {known}")
-    if guidance is not None and (label is None or family == "autoregressive"):
+    if guidance is not None and (label is None or ordered):
         raise ValueError("--guidance needs a --label and a diffusion model")
     if guidance is not None and not np.isfinite(guidance):
         raise ValueError(f"--guidance must be a number, got {guidance}")
@@ -136,7 +136,7 @@ def samples(
     block = block or (length if length <= data.length else max(1, data.length // 2))
     if block > data.length:
         raise ValueError(f"--block={block} is more than the model holds, {data.length} tokens")
-    asked = encode_prompt(prompt, data, length=length, ordered=family == "autoregressive")
+    asked = encode_prompt(prompt, data, length=length, ordered=ordered)
     size = min(batch_size, num)
     cond = None if label is None else {"label": jnp.full(size, label, jnp.int32)}
     if guidance is not None:

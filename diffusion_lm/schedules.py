@@ -27,6 +27,15 @@ def _fit(alpha, mask_prob, dalpha, eps: float) -> Schedule:
     )
 
 
+def lifted(schedule: Schedule, last: float) -> Schedule:
+    """The schedule mapped from alpha(1) = 0 to alpha(1) = last."""
+    return Schedule(
+        alpha=lambda t: last + (1 - last) * schedule.alpha(t),
+        mask_prob=lambda t: (1 - last) * schedule.mask_prob(t),
+        dalpha=lambda t: (1 - last) * schedule.dalpha(t),
+    )
+
+
 def linear(*, eps: float = 1e-4) -> Schedule:
     """alpha = 1 - t."""
     return _fit(lambda t: 1 - t, lambda t: t, lambda t: -jnp.ones_like(t), eps)

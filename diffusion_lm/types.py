@@ -53,7 +53,7 @@ class Process(NamedTuple):
     vocab_size: int  # V, the mask not counted
     mask: int | None  # id of the mask (V, one past the data), None if there is none
     corrupt: Callable[[Array, Array, Array], Array]  # (keys[B], x[B, L], t[B]) -> z[B, L]
-    posterior: Callable[..., Array]  # (z, x, t, s) -> P(z_s | z_t, x), f32[B, L, V + 1]
+    posterior: Callable[..., Array]  # (z, x, t, s) -> P(z_s | z_t, x), f32[B, L, V (+ 1)]
     prior: Callable[..., Array]  # (keys[B], length) -> z_1[B, L]
 
 
@@ -80,8 +80,9 @@ class Objective(NamedTuple):
     # None or {"label": int32[B]}, with {"guidance": f32[]} for classifier-free guidance.
     predict: Callable[..., Any]
     process: Callable[[Params], Process] | None  # None for autoregressive models
-    # which samplers serve it (their SERVES): "masked", "state_dependent", "autoregressive"
-    family: str
+    # what samplers can serve it (their SERVES): "masked", "score", "state_dependent",
+    # "autoregressive"
+    families: tuple[str, ...]
     exact: bool = False  # True if nll is -log p(x) itself, False if an upper bound in expectation
 
 
@@ -91,8 +92,13 @@ class Denoiser(NamedTuple):
     """
 
     trunk: Callable[..., Any]  # (z[B, L], t[B]) -> h, a pytree of arrays [B, L, ...]
-    head: Callable[..., Array]  # h at any positions, [..., ...] -> log p(x | z), f32[..., V]
+    # h at any positions, [..., ...] -> log p(x | z), f32[..., V]; of the family "masked"
+    head: Callable[..., Array]
     calls: int = 1  # network calls that one trunk costs
+    # (h, z[...], t[...]) at any positions -> log s, f32[..., V] or, with a mask, f32[..., V + 1]:
+    # the log ratios of p_t with a position set to y to p_t as it is; 0 at y = z. Of the family
+    # "score" only.
+    score: Callable[..., Array] | None = None
 
 
 class Decoder(NamedTuple):

@@ -21,12 +21,12 @@ MODULES = {
     m.name: importlib.import_module(f"diffusion_lm.objectives.{m.name}")
     for m in pkgutil.iter_modules(diffusion_lm.objectives.__path__)
 }
-# Every objective, and each of its estimators where it names some in ESTIMATORS.
+# Every objective, and each variant where it names some in VARIANTS.
 CASES = [
-    pytest.param(module, {"estimator": e} if e else {}, id=f"{name}-{e}" if e else name)
+    pytest.param(module, options, id="-".join((name, *options.values())))
     for name, module in MODULES.items()
     if hasattr(module, "make")
-    for e in getattr(module, "ESTIMATORS", ("",))
+    for options in getattr(module, "VARIANTS", ({},))
 ]
 # A named estimator is what the loss draws; nll has one of its own.
 BOUNDS = CASES + [
@@ -39,6 +39,11 @@ TINY = partial(transformer.make, width=16, layers=2, heads=2, dropout_rate=0.1)
 
 def tiny_objective(module, options):
     return toy.objective(module, TINY, vocab_size=7, length=8, **options)
+
+
+def exact(options):
+    """The exact network of a case: of SEDD, that of its graph and parametrization."""
+    return toy.exact_sedd_network(**options) if "graph" in options else toy.exact_network
 
 
 def batch_of(x):
@@ -62,7 +67,7 @@ def draws(objective, options, x, repeats=64, size=1024):
 @pytest.mark.parametrize("module,options", BOUNDS)
 def test_bound_of_the_exact_model_is_the_nll(module, options):
     """With the exact denoiser every bound averages to -log p(x); an exact nll equals it."""
-    objective = toy.objective(module, toy.exact_network, **options)
+    objective = toy.objective(module, exact(options), **options)
     if objective.nll is None:
         pytest.skip("no likelihood")
     for row in (0, 13, 25):

@@ -67,6 +67,39 @@ def exact_network(*, inputs, outputs, causal=False, time_input=False):
     return Network(init, trunk, head, decode, cache)
 
 
+def clean_given_others(z_BL, alpha_B):
+    """p(x^n | z at the other positions) under the uniform graph, P(kept) alpha: f32[B, L, V]."""
+    alpha = alpha_B[:, None, None]
+    q_BXL = alpha * (z_BL[:, None] == X) + (1 - alpha) / V  # q(z^n | x^n) for all 27 x
+    others_BXL = q_BXL.prod(-1, keepdims=True) / q_BXL
+    p_X, is_v = jnp.asarray(P_X, jnp.float32), jnp.asarray(np.eye(V)[X], jnp.float32)
+    mu_BLV = jnp.einsum("x,bxl,xlv->blv", p_X, others_BXL, is_v)
+    return mu_BLV / mu_BLV.sum(-1, keepdims=True)
+
+
+def exact_sedd_network(graph, parametrization):
+    """A maker of the exact network of a SEDD model; it is told sigma / 1000."""
+
+    def make(*, inputs, outputs, causal=False, time_input=True):
+        exact = exact_network(inputs=inputs, outputs=outputs)
+
+        def absorbing(params, z_BL, t_B=None, keys=None, label=None):
+            return exact.trunk(params, z_BL) + (np.log(V) if parametrization == "score" else 0)
+
+        def uniform(params, z_BL, t_B, keys=None, label=None):
+            alpha_B = jnp.exp(-1000 * t_B)
+            mu_BLV = clean_given_others(z_BL, alpha_B)
+            if parametrization == "mean":
+                return jnp.log(mu_BLV)
+            alpha = alpha_B[:, None, None]
+            p_BLV = alpha * mu_BLV + (1 - alpha) / V  # p(z^n = y | z at the other positions)
+            return jnp.log(p_BLV / jnp.take_along_axis(p_BLV, z_BL[..., None], axis=-1))
+
+        return exact._replace(trunk=absorbing if graph == "absorbing" else uniform)
+
+    return make
+
+
 def zero_network(*, inputs, outputs, causal=False, time_input=False):
     """Predicts the uniform distribution."""
     network = exact_network(inputs=inputs, outputs=outputs, causal=causal, time_input=time_input)

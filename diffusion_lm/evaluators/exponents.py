@@ -14,7 +14,7 @@ def make(*, objective, tokens: int = 20):
     """
     if tokens < 1:
         raise ValueError(f"evaluators.tokens must be at least 1, got {tokens}")
-    if objective.family != "state_dependent":
+    if "state_dependent" not in objective.families:
         raise ValueError(
             "the exponents evaluator needs an objective with learned schedules: genmd4"
         )

@@ -39,8 +39,8 @@ def make(
     evaluators.check(batch_size=batch_size, max_windows=max_windows)
     if order not in ORDERS:
         raise ValueError(f"unknown evaluators.order {order!r}; choices: {', '.join(ORDERS)}")
-    if objective.family != "masked":
-        kind = objective.family.replace("_", "-")
+    if "masked" not in objective.families:
+        kind = objective.families[0].replace("_", "-")
         raise ValueError(
             f"the ordered evaluator needs masked diffusion (md4), not this {kind} model"
         )

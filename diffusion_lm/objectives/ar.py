@@ -44,4 +44,4 @@ def make(*, network, vocab_size: int, start: int) -> Objective:
 
         return Decoder(net.cache, step, start)
 
-    return Objective(init, loss, nll, predict, None, "autoregressive", exact=True)
+    return Objective(init, loss, nll, predict, None, ("autoregressive",), exact=True)

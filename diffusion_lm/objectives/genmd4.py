@@ -146,6 +146,7 @@ def make(
 
         return guided(run, log_mu, cond, classes)
 
-    return Objective(
-        init, loss, nll, predict, lambda params: state_dependent(params["power"]), "state_dependent"
-    )
+    def process(params):
+        return state_dependent(params["power"])
+
+    return Objective(init, loss, nll, predict, process, ("state_dependent",))

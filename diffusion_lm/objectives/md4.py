@@ -42,6 +42,7 @@ from diffusion_lm.types import Denoiser, LossOutput, Objective, Schedule, ratio
 
 BY_TIME = ("independent", "low_discrepancy")
 ESTIMATORS = (*BY_TIME, "counts", "paired", "complementary", "control_variate")
+VARIANTS = tuple({"estimator": e} for e in ESTIMATORS)
 SINGLE = (*BY_TIME, "counts")  # a row's mask has no partner
 
 
@@ -102,7 +103,7 @@ def make(
         """The bound at one time a row: f32[B] nats per example."""
         x_BL = batch["x"]
         key_t, key_rows = jax.random.split(key)
-        keys_t, keys_mask, keys_net = keys.split(keys.rows(key_rows, batch["row"]), 3)
+        keys_mask, keys_net, keys_t = keys.split(keys.rows(key_rows, batch["row"]), 3)
         if estimator == "independent":
             t_B = independent_times(keys_t)
         else:
@@ -215,7 +216,7 @@ def make(
             run, lambda h: jax.nn.log_softmax(net.head(params["network"], h)), cond, classes
         )
 
-    return Objective(init, loss, nll, predict, lambda params: process, "masked")
+    return Objective(init, loss, nll, predict, lambda params: process, ("masked",))
 
 
 def uniform_counts(u, length: int):
@@ -249,16 +250,18 @@ def hide(keys_B, label_B, classes: int):
     return jnp.where(hidden_B, classes, label_B)
 
 
-def guided(run, log_mu, cond, classes: int) -> Denoiser:
-    """A Denoiser from `run(z, t, label) -> h` and `log_mu(h) -> log p`, under a condition.
+def guided(run, log_mu, cond, classes: int, score=None) -> Denoiser:
+    """A Denoiser from `run(z, t, label) -> h`, `log_mu(h) -> log p` and `score(h, z, t) -> log s`,
+    under a condition.
 
     With guidance g the prediction is proportional to mu(x | z, label)^g mu(x | z)^(1 - g)
     (arXiv 2207.12598; g as in arXiv 2412.10193, which tempers the mask's share as well: here when a
-    token is revealed does not depend on g). g = 1 is the plain conditional.
+    token is revealed does not depend on g), and scores are mixed likewise. g = 1 is the plain
+    conditional.
     """
     label_B = None if cond is None else cond["label"]
     if cond is None or "guidance" not in cond:
-        return Denoiser(lambda z_BL, t_B: run(z_BL, t_B, label_B), log_mu)
+        return Denoiser(lambda z_BL, t_B: run(z_BL, t_B, label_B), log_mu, score=score)
     unknown_B, g = jnp.full_like(label_B, classes), cond["guidance"]
 
     def trunk(z_BL, t_B):
@@ -267,4 +270,7 @@ def guided(run, log_mu, cond, classes: int) -> Denoiser:
     def head(h):
         return jax.nn.log_softmax(g * log_mu(h[0]) + (1 - g) * log_mu(h[1]))
 
-    return Denoiser(trunk, head, calls=2)
+    def mixed_score(h, z, t):
+        return g * score(h[0], z, t) + (1 - g) * score(h[1], z, t)
+
+    return Denoiser(trunk, head, calls=2, score=mixed_score)

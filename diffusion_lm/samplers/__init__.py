@@ -10,9 +10,9 @@ def check(name: str, objective) -> None:
         m.name: getattr(importlib.import_module(f"{__name__}.{m.name}"), "SERVES", ())
         for m in pkgutil.iter_modules(__path__)
     }
-    if objective.family not in serves[name]:
-        can = ", ".join(other for other in serves if objective.family in serves[other])
-        kind = objective.family.replace("_", "-")
+    if not set(objective.families) & set(serves[name]):
+        can = ", ".join(n for n, some in serves.items() if set(objective.families) & set(some))
+        kind = objective.families[0].replace("_", "-")
         raise ValueError(
             f"the {name} sampler cannot serve this {kind} model; it is served by: {can}"
         )

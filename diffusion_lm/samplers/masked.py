@@ -57,8 +57,12 @@ def measure(denoiser: Denoiser, h, where_BL: Array, of: Callable[[Array], Any]) 
 
 
 def chunk(denoiser: Denoiser, h, rows: int) -> int:
+    """How many positions the head of a Denoiser runs at in one go."""
+    return rows_at_once(jax.eval_shape(denoiser.head, h).shape[-1], rows)
+
+
+def rows_at_once(vocab_size: int, rows: int) -> int:
     """A power of two of at least `rows`, within what memory allows."""
-    vocab_size = jax.eval_shape(denoiser.head, h).shape[-1]
     wanted = 1 << max(3, math.ceil(math.log2(max(rows, 1))))
     return min(wanted, max(8, MOST_ENTRIES // vocab_size))
 

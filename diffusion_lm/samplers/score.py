@@ -1,0 +1,132 @@
+"""Sampling by scores, for the absorbing and the uniform graph (SEDD, arXiv 2310.16834, section 4).
+
+A step from t to s draws each position by itself, given z, from
+
+  Tweedie  (the paper's analytic step)
+    p(y) ~ ( exp(-dsigma Q) s(z, t) )_y  exp(dsigma Q)(y -> z),  dsigma = sigma_t - sigma_s
+      absorbing, z the mask: s_y (e^dsigma - 1) for a token y, and the mask has the rest
+      uniform: ( s_y - (1 - k) mean_v s_v ) ( k 1[y = z] + (1 - k)/V ),  k = e^-dsigma
+  Euler
+    p(y) = (t - s) sigma'(t) Q(y, z) s_y(z, t) for y != z, and z has the rest
+
+of which what is negative, as it may be where scores are not exact, counts as 0. The last step, to
+t = 0, is a Tweedie step to the clean token in both, without the mask. With exact scores the law is
+the product of the steps of single positions.
+
+A corrector step leaves the marginal at s what it is: it brings noise as from s to t, and takes the
+step from t to s again. Under the uniform graph it is what lets a written token change late.
+
+What is given stands clean beside noise. Under the absorbing graph that is exact; under the uniform
+one it is a heuristic, as the network takes every token it sees for noise with some probability.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm import keys, samplers
+from diffusion_lm.ops import categorical
+from diffusion_lm.ops.rows import at_rows
+from diffusion_lm.processes import kept_and_lost, replaced
+from diffusion_lm.samplers import masked
+from diffusion_lm.schedules import grid as time_grid
+from diffusion_lm.types import Objective, Sampler, Samples
+
+SERVES = ("score",)
+RULES = ("tweedie", "euler")
+
+
+def make(
+    *,
+    objective: Objective,
+    num_steps: int = 64,
+    rule: str = "tweedie",
+    corrector_steps: int = 0,
+    grid: str = "uniform",
+) -> Sampler:
+    """`num_steps` steps by a `rule`, each but the first with `corrector_steps` of the corrector
+    after it (the first starts from noise alone)."""
+    samplers.check("score", objective)
+    masked.steps_option(num_steps)
+    if rule not in RULES:
+        raise ValueError(f"unknown sampler.rule {rule!r}; choices: {', '.join(RULES)}")
+    if corrector_steps < 0:
+        raise ValueError(f"sampler.corrector_steps must be 0 or more, got {corrector_steps}")
+    time = time_grid(grid, num_steps)
+
+    def sample(params, keys_B, prompt_BL, free_BL, cond=None):
+        process, denoiser = objective.process(params), objective.predict(params, cond)
+        schedule, length, vocab_size = process.schedule, prompt_BL.shape[1], process.vocab_size
+        absorbing = process.mask is not None
+        keys_start, keys_steps = keys.split(keys_B, 2)
+        # Without a mask to stand for it, what stays unknown is drawn as well, and forgotten.
+        open_BL = free_BL if absorbing else free_BL | (prompt_BL == vocab_size)
+        z_BL = jnp.where(open_BL, process.prior(keys_start, length), prompt_BL)
+
+        def log_transition(log_s, z, t, s, last):
+            """log p(y) up to a constant: f32[R, S] from scores f32[R, S] at positions of z[R]."""
+            kept, lost = kept_and_lost(schedule, t, s)
+            kept = jnp.where(last, schedule.alpha(t), kept)
+            lost = jnp.where(last, schedule.mask_prob(t), lost)
+            own = jnp.arange(log_s.shape[-1]) == z[..., None]
+            jump = -(t - s) * schedule.dalpha(t) / schedule.alpha(t)
+            if absorbing:
+                analytic = log_or_rest(log_s + jnp.log(lost / kept), own)
+                analytic = jnp.where(last & own, -jnp.inf, analytic)
+            else:
+                jump = jump / vocab_size
+                scores = jnp.exp(log_s)
+                before = scores - lost * scores.mean(-1, keepdims=True)
+                there = jnp.where(own, kept, 0) + lost / vocab_size
+                analytic = jnp.log(jnp.maximum(before, 0) * there)
+            if rule == "tweedie":
+                return analytic
+            return jnp.where(last, analytic, log_or_rest(log_s + jnp.log(jump), own))
+
+        def step(carry, count):
+            z_BL, calls = carry
+            i = num_steps - (count + corrector_steps) // (1 + corrector_steps)
+            correcting = (count > 0) & ((count + corrector_steps) % (1 + corrector_steps) > 0)
+            # At t = 1 itself scores may be 0, or tell nothing.
+            t = jnp.minimum(time(i.astype(jnp.float32)), 1 - 1e-6)
+            s = time(i.astype(jnp.float32) - 1)
+            keys_noise, keys_draw = keys.split(keys.rows_fold(keys_steps, count), 2)
+            alpha_s = jnp.where(i == 1, 1.0, schedule.alpha(s))
+            lost = jnp.where(correcting, 1 - schedule.alpha(t) / alpha_s, 0.0)
+            if absorbing:
+                hit_BL = masked.uniforms(keys_noise, length) < lost
+                noisy_BL = jnp.where(hit_BL, process.mask, z_BL)
+            else:
+                lost_B = jnp.broadcast_to(lost, z_BL.shape[:1])
+                noisy_BL = replaced(keys_noise, z_BL, lost_B, vocab_size)
+            z_BL = jnp.where(open_BL, noisy_BL, z_BL)
+            move_BL = open_BL & (z_BL == process.mask) if absorbing else open_BL
+
+            def run(z_BL):
+                t_B = jnp.broadcast_to(t, z_BL.shape[:1])
+                told_B = masked.time_of_step(process, z_BL, free_BL, t) if absorbing else t_B
+                h = denoiser.trunk(z_BL, told_B)
+
+                def one(args):
+                    h, z_R, keys_R = args
+                    log_s = denoiser.score(h, z_R, jnp.broadcast_to(t, z_R.shape))
+                    return categorical.draw(keys_R, log_transition(log_s, z_R, t, s, i == 1))
+
+                args = h, z_BL, keys.places(keys_draw, length)
+                chunk = masked.rows_at_once(vocab_size, z_BL.size)
+                return jnp.where(move_BL, at_rows(one, move_BL, args, chunk=chunk), z_BL)
+
+            needed = move_BL.any()
+            z_BL = jax.lax.cond(needed, run, lambda z: z, z_BL)
+            return (z_BL, calls + needed * denoiser.calls), None
+
+        steps = jnp.arange(1 + (num_steps - 1) * (1 + corrector_steps))
+        (z_BL, calls), _ = jax.lax.scan(step, (z_BL, jnp.int32(0)), steps)
+        return Samples(jnp.where(free_BL, z_BL, prompt_BL), calls)
+
+    return Sampler(sample)
+
+
+def log_or_rest(log_moves, own):
+    """log p of moves f32[..., S]; where `own` bool[..., S] is true, of all that is left to stay."""
+    moved = jnp.exp(jnp.where(own, -jnp.inf, log_moves)).sum(-1, keepdims=True)
+    return jnp.where(own, jnp.log(jnp.maximum(1 - moved, 0)), log_moves)

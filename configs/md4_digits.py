@@ -4,10 +4,10 @@ Command:   python -m diffusion_lm.main --config=configs/md4_digits.py --workdir=
            with labels: --config=configs/md4_digits.py:classes
 Hardware:  2 CPU cores; more cores or an accelerator need no change.
 Cost:      3,000 steps of 32 images; about 500 seconds of one core.
-Expected:  1.80 bits per dimension of validation, an upper bound (seeds 0 and 1: 1.795, 1.805; each
-           +- 0.008 by Monte Carlo), still falling; test 1.828 and 1.824. The same network as
-           configs/ar_digits.py has 1.796 and 1.790 at its best, after 500 steps, and 2.44 after
-           3,000.
+Expected:  1.805 +- 0.006 bits per dimension of validation, an upper bound (three seeds: 1.795,
+           1.805, 1.815; each +- 0.008 by Monte Carlo), still falling; test 1.830 +- 0.004. The same
+           network as configs/ar_digits.py has 1.795 +- 0.003 at its best, after 500 steps, and 2.4
+           after 3,000.
 Data:      1,797 images of 64 pixels with 17 levels: 1,439 train, 179 valid, 179 test.
 """
 

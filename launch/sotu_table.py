@@ -1,8 +1,8 @@
-"""Trains md4_sotu and ar_sotu with three seeds each and writes the README's table from the runs.
+"""Trains md4_sotu, sedd_sotu and ar_sotu with three seeds each and writes the README's table.
 
     python launch/sotu_table.py --workdir=runs/sotu_table [--seeds=3]
 
-Takes about an hour on two cores. Finished runs are not run again, so it can be stopped and started;
+Takes about an hour and a half on two cores. Finished runs are not run again, so it can be stopped and started;
 a run that was cut off starts anew, its folder put aside.
 Writes results/sotu.json and, from that file alone, the block of the README between the markers
 `<!-- sotu -->`. Every run is a fresh process with its own cold start; the seconds are of its whole
@@ -20,7 +20,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODELS = ("md4_sotu", "ar_sotu")
+MODELS = ("md4_sotu", "sedd_sotu", "ar_sotu")
 MARK = "<!-- sotu -->"
 
 

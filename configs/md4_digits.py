@@ -6,7 +6,7 @@ Hardware:  2 CPU cores; more cores or an accelerator need no change.
 Cost:      3,000 steps of 32 images; about 500 seconds of one core.
 Expected:  1.805 +- 0.006 bits per dimension of validation, an upper bound (three seeds: 1.795,
            1.805, 1.815; each +- 0.008 by Monte Carlo), still falling; test 1.830 +- 0.004. The same
-           network as configs/ar_digits.py has 1.795 +- 0.003 at its best, after 500 steps, and 2.4
+           network as configs/ar_digits.py has 1.795 +- 0.002 at its best, after 500 steps, and 2.4
            after 3,000.
 Data:      1,797 images of 64 pixels with 17 levels: 1,439 train, 179 valid, 179 test.
 """

@@ -15,6 +15,10 @@ SIZES = {
     "small": {"layers": 12, "width": 768, "heads": 12},
     "medium": {"layers": 24, "width": 1024, "heads": 16},
 }
+NOISE = {
+    "absorbing": {"name": "linear"},
+    "uniform": {"name": "geometric", "minimum": 1e-4, "maximum": 20.0},
+}
 VARIANTS = [size + graph for size in SIZES for graph in ("", "_uniform")]
 
 
@@ -39,7 +43,7 @@ def get_config(variant="small"):
                 "dtype": "bfloat16",
                 **SIZES[size],
             },
-            "schedule": {"name": "linear"},
+            "schedule": NOISE[uniform or "absorbing"],
             "objective": {"name": "sedd", "graph": uniform or "absorbing"},
             "optimizer": {
                 "name": "adamw",

@@ -11,12 +11,15 @@ Data:      the file text8, 10^8 characters, split 90/5/5 by position.
 
 from ml_collections import ConfigDict
 
-GRAPHS = ("absorbing", "uniform")
+NOISE = {
+    "absorbing": {"name": "linear"},
+    "uniform": {"name": "geometric", "minimum": 1e-4, "maximum": 20.0},
+}
 
 
 def get_config(graph="absorbing"):
-    if graph not in GRAPHS:
-        raise ValueError(f"unknown graph {graph!r} of sedd_text8; choices: {', '.join(GRAPHS)}")
+    if graph not in NOISE:
+        raise ValueError(f"unknown graph {graph!r} of sedd_text8; choices: {', '.join(NOISE)}")
     return ConfigDict(
         {
             "data": {
@@ -37,7 +40,7 @@ def get_config(graph="absorbing"):
                 "dropout_rate": 0.1,
                 "dtype": "bfloat16",
             },
-            "schedule": {"name": "linear"},
+            "schedule": NOISE[graph],
             "objective": {"name": "sedd", "graph": graph},
             "optimizer": {
                 "name": "adamw",

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import json
+import pathlib
 import pkgutil
 import typing
 from functools import partial
@@ -10,7 +12,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_lm import bigram, keys, optim, parallel, schedules, step
+from diffusion_lm import bigram, checkpoint, keys, optim, parallel, schedules, step
 from diffusion_lm.types import Objective, Optimizer, Sampler
 
 # Sections whose `name` is a module in a folder of the package, with the arguments that the house
@@ -36,9 +38,21 @@ SETTINGS = {"train": "settings", "mesh": "make_mesh"}
 # Logical axes of parameters -> mesh axes.
 RULES = {"vocab": "tensor", "heads": "tensor", "hidden": "tensor", "width": "fsdp"}
 
-# Sizes of the networks that `reduced` makes.
-TINY = {"layers": 2, "width": 16, "heads": 2, "hidden": 32, "blocks": 1, "outer": 1}
-TINY |= {"outer_width": 16, "patch": 2}
+
+class Model(NamedTuple):
+    """What is trained and how."""
+
+    objective: Objective
+    optimizer: Optimizer
+    axes: dict  # logical axes of its network's parameters
+
+
+class OtherRun(NamedTuple):
+    """A finished run that another model takes a part from."""
+
+    workdir: str
+    config: ConfigDict
+    model: Model
 
 
 class Parts(NamedTuple):
@@ -50,6 +64,7 @@ class Parts(NamedTuple):
     sampler: Sampler
     evaluators: dict[str, typing.Callable]
     axes: dict
+    others: dict[str, OtherRun]  # by the name of the part of params that comes from them
 
 
 def sections(config: ConfigDict) -> list[str]:
@@ -120,14 +135,37 @@ def schema(config: ConfigDict, section: str) -> tuple[dict, dict]:
         for key, parameter in inspect.signature(function).parameters.items()
         if key not in supplied.get(kind, ())
     }
-    return {key: hints.get(key, str) for key in defaults}, defaults
+    return {key: _in_config(hints.get(key, str)) for key in defaults}, defaults
+
+
+def _in_config(hint):
+    """The type of an option in a config: an objective is given by the folder of its run."""
+    if hint is Objective:
+        return str
+    return str | None if hint == Objective | None else hint
 
 
 def parts(config: ConfigDict) -> Parts:
     """Builds everything a resolved config names. Raises ValueError or OSError, in one line."""
     data = _make(config, "data")
-    facts = {"classes": data.classes, "shape": data.shape}
-    network = partial(_make, config, "network", **facts)
+    hints = typing.get_type_hints(find("objective", config.objective.name))
+    others = {
+        option: _other_run(f"config.objective.{option}", config.objective[option], config, data)
+        for option, hint in hints.items()
+        if hint in (Objective, Objective | None) and config.objective.get(option)
+    }
+    model = _model(config, data, others)
+    objective = model.objective
+    sampler = _make(config, "sampler", objective=objective)
+    evaluators = {
+        label: _make(config, f"evaluators.{label}", objective=objective)
+        for label in config.get("evaluators", {})
+    }
+    return Parts(data, objective, model.optimizer, sampler, evaluators, model.axes, others)
+
+
+def _model(config: ConfigDict, data, others: dict[str, OtherRun]) -> Model:
+    network = partial(_make, config, "network", classes=data.classes, shape=data.shape)
     axes = getattr(_module("network", config.network.name), "AXES", {})
     takes = inspect.signature(find("objective", config.objective.name)).parameters
     if "schedule" not in takes and config.schedule.name != "linear":
@@ -143,14 +181,34 @@ def parts(config: ConfigDict) -> Parts:
         schedule=_make(config, "schedule"),
         start=data.tokenizer.end,
         classes=data.classes,
+        **{name: other.model.objective for name, other in others.items()},
     )
     optimizer = _make(config, "optimizer", steps=config.train.steps, axes=axes)
-    sampler = _make(config, "sampler", objective=objective)
-    evaluators = {
-        label: _make(config, f"evaluators.{label}", objective=objective)
-        for label in config.get("evaluators", {})
-    }
-    return Parts(data, objective, optimizer, sampler, evaluators, axes)
+    return Model(objective, optimizer, axes)
+
+
+def _other_run(option: str, workdir: str, mine: ConfigDict, data) -> OtherRun:
+    """The run in a folder; its tokens and training text must be those of `data`, made by `mine`."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{option}: no run in {workdir!r}: it has no config.json")
+    config = ConfigDict(json.loads(path.read_text()))
+    saves = checkpoint.Checkpoints(workdir, read_only=True)
+    seen = saves.record()["data"]
+    saves.close()
+    here = data.windows("train").fingerprint
+    if seen != here or config.data.get("length") != mine.data.get("length"):
+        fields = {*config.data, *mine.data}
+        differ = ", ".join(
+            f"{f} {config.data.get(f)!r} there and {mine.data.get(f)!r} here"
+            for f in sorted(fields)
+            if config.data.get(f) != mine.data.get(f)
+        )
+        raise ValueError(
+            f"{option}: the run in {workdir!r} was trained on other tokens or another text "
+            f"(fingerprint {seen} there, {here} here); config.data: {differ or 'the same'}"
+        )
+    return OtherRun(workdir, config, _model(config, data, {}))
 
 
 class Setup(NamedTuple):
@@ -169,11 +227,8 @@ def setup(config: ConfigDict) -> Setup:
     mesh = parallel.make_mesh(**config.mesh)
     made = parts(config)
     made.data.windows("train")
-
-    def init():
-        return step.init_state(made.objective, made.optimizer, seed=config.seed, ema=options.ema)
-
-    layout = parallel.shardings(mesh, jax.eval_shape(init), made.axes, config.rules.to_dict())
+    model = Model(made.objective, made.optimizer, made.axes)
+    init, layout = _initial(config, model, mesh)
     jitted = jax.jit(init, out_shardings=layout)
     abstract = _abstract(init, layout)
     if options.start == "bigram":
@@ -181,13 +236,38 @@ def setup(config: ConfigDict) -> Setup:
 
     def begin():
         state = jitted()
+        params = state.params
+        for name, other in made.others.items():
+            params = params | {name: jax.device_put(_read(other, mesh), layout.params[name])}
+        if made.objective.start:
+            # copies, or what is donated later would be gone from the part it was taken from
+            begun = jax.jit(made.objective.start, out_shardings=layout.params)(params)
+            params = begun | {name: params[name] for name in made.others}
         if options.start == "bigram":
-            params = bigram.start(state.params, made.objective, made.data, seed=config.seed)
-            average = None if state.ema is None else jax.tree.map(jax.numpy.copy, params)
-            state = state._replace(params=params, ema=average)
-        return state
+            params = bigram.start(params, made.objective, made.data, seed=config.seed)
+        average = step.averaged(step.trained(made.objective, params), options.ema)
+        return state._replace(params=params, ema=average)
 
     return Setup(made, mesh, begin, abstract, options.batch_size * made.data.length)
+
+
+def _initial(config: ConfigDict, model: Model, mesh):
+    """(init, layout): () -> a new TrainState, and its shardings on a mesh."""
+
+    def init():
+        ema = config.train.get("ema", 0.0)
+        return step.init_state(model.objective, model.optimizer, seed=config.seed, ema=ema)
+
+    return init, parallel.shardings(mesh, jax.eval_shape(init), model.axes, config.rules.to_dict())
+
+
+def _read(other: OtherRun, mesh):
+    """The newest parameters of another run (the averaged ones, if it keeps them)."""
+    abstract = _abstract(*_initial(other.config, other.model, mesh))
+    saves = checkpoint.Checkpoints(other.workdir, read_only=True)
+    params = step.eval_params(saves.restore(abstract))
+    saves.close()
+    return params
 
 
 def check_batches(config: ConfigDict, made: Setup, *, train: bool) -> None:
@@ -215,30 +295,6 @@ def check_batches(config: ConfigDict, made: Setup, *, train: bool) -> None:
     jax.eval_shape(partial(made.parts.objective.loss, train=True), made.abstract.params, batch, key)
 
 
-def reduced(config: ConfigDict, text: str) -> ConfigDict:
-    """A config made small enough to run anywhere in seconds, on a text file or folder of one's own.
-
-    The tests put every file of configs/ through this: same objective, estimator, optimiser and
-    sampler, but a tiny network, bytes for tokens (of images, 8 x 8 digits), short windows and two
-    steps.
-    """
-    config = ConfigDict(config.to_dict())
-    if config.data.name == "images":
-        config.data = ConfigDict({**config.data, "source": "digits", "cache_dir": None})
-    else:
-        config.data = ConfigDict({"name": "text", "source": "files", "path": text, "length": 16})
-        config.data.tokenizer = "bytes"
-    takes = inspect.signature(find("network", config.network.name)).parameters
-    config.network.update({name: size for name, size in TINY.items() if name in takes})
-    config.train.update(steps=2, batch_size=16, microbatches=1, log_every=1, eval_every=2)
-    config.train.update(checkpoint_every=2)
-    small = {"batch_size": 8, "draws": 2, "max_windows": 16, "num_steps": 4}
-    for section in ("sampler", *(f"evaluators.{label}" for label in config.evaluators)):
-        fields = schema(config, section)[0]
-        _section(config, section).update({k: v for k, v in small.items() if k in fields})
-    return config
-
-
 def _module(kind: str, name: str):
     return importlib.import_module(f"diffusion_lm.{FOLDERS[kind][0]}.{name}")
 
@@ -258,7 +314,7 @@ def _make(config: ConfigDict, section: str, **supplied):
     function = find(section, _section(config, section).name)
     takes = inspect.signature(function).parameters
     supplied = {key: value for key, value in supplied.items() if key in takes}
-    return function(**_options(config, section), **supplied)
+    return function(**_options(config, section) | supplied)
 
 
 def _abstract(init, layout) -> step.TrainState:

@@ -32,20 +32,21 @@ class Run(NamedTuple):
             process_count=jax.process_count(),
         )
 
-    def total(self, local: Batch, key, rows: int, score: Callable | None = None) -> float:
-        """Sum of `score(params, batch, key)`, f32[B], over the first `rows` rows of a global batch,
-        padding left out; without a score, of the objective's nll in nats."""
+    def total(self, local: Batch, key, rows: int, score: Callable):
+        """Sums of what `score(params, batch, key)` returns, a pytree of f32[B], over the first
+        `rows` rows of a global batch, padding left out."""
         batch = parallel.global_batch(self.mesh, local)
-        return float(self.step(self.params, batch, key, rows, score or self.objective.nll))
+        return jax.tree.map(float, self.step(self.params, batch, key, rows, score))
 
 
 def make_eval_step(objective: Objective, mesh: Mesh):
-    """(params, global batch, key, rows, score) -> sum of weight * score over the first rows."""
+    """(params, global batch, key, rows, score) -> sums of weight * score over the first rows."""
 
     def eval_step(params, batch, key, rows, score):
         batch = keys.number(batch)
         counted = (batch["weight"] > 0) & (batch["row"] < rows)
-        return jnp.where(counted, score(params, batch, key), 0).sum()
+        scores = score(params, batch, key)
+        return jax.tree.map(lambda a: jnp.where(counted, a, 0).sum(), scores)
 
     return jax.jit(eval_step, static_argnums=4, out_shardings=parallel.replicated(mesh))
 

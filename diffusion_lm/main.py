@@ -206,7 +206,10 @@ def _sample(flags, overrides):
             if flags.json:
                 print(json.dumps(out), flush=True)
             else:
-                print(f"--- sample {out['index']}, seed {out['seed']}\n{out['text']}", flush=True)
+                title = f"--- sample {out['index']}, seed {out['seed']}"
+                if sizes := out.get("effective_sample_size"):
+                    title += f", effective sample size {sum(sizes) / len(sizes):.2f} in the mean"
+                print(f"{title}\n{out['text']}", flush=True)
         if images:
             stem = f"step-{int(state.step):07d}-seed-{seed}"
             path = sample.save_images(data, images, flags.workdir, stem)

@@ -92,6 +92,13 @@ class Meter:
     def add(self, metrics) -> None:
         """Takes the metrics of one step, waiting for the device if it has to."""
         self._seen.append(means(metrics))
+        self._names = list(self._seen[-1])
+
+    def headline(self, row: dict) -> str:
+        """What the loss says, for people: nats per token, or all that it measures."""
+        if "nats_per_token" in row:
+            return f"{row['nats_per_token']:.3f} nats/token"
+        return ", ".join(f"{name} {row[name]:.3f}" for name in self._names if name != "grad_norm")
 
     @contextlib.contextmanager
     def paused(self):
@@ -101,22 +108,25 @@ class Meter:
         self._start += time.perf_counter() - before
 
     def row(self, step: int, learning_rate) -> dict:
-        """One row for the steps since the last; standard_error is over these steps."""
+        """One row for the steps since the last; standard_error is over these steps, of the nats
+        per token, if the loss is a likelihood."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
         count = len(self._seen)
         mean = {name: sum(v[name] for v in self._seen) / count for name in self._seen[0]}
-        nats = [v["nats_per_token"] for v in self._seen]
-        error = float(np.std(nats, ddof=1)) / math.sqrt(count) if count > 1 else None
-        bits = mean["nats_per_token"] / math.log(2)
+        row = {"step": step, "split": "train"}
+        if "nats_per_token" in mean:
+            nats = [v["nats_per_token"] for v in self._seen]
+            bits, chars = mean["nats_per_token"] / math.log(2), self._chars_per_token
+            row |= {
+                "bits_per_token": bits,
+                "bits_per_char": bits / chars if chars else None,
+                "standard_error": np.std(nats, ddof=1) / math.sqrt(count) if count > 1 else None,
+            }
         rate = count * self._flops / seconds
         self._seen, self._start = [], time.perf_counter()
         return {
-            "step": step,
-            "split": "train",
-            "bits_per_token": bits,
-            "bits_per_char": bits / self._chars_per_token if self._chars_per_token else None,
+            **row,
             **mean,
-            "standard_error": error,
             "learning_rate": float(learning_rate),
             "tokens_per_second": count * self._tokens / seconds,
             "flops_per_second": rate,

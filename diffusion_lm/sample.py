@@ -78,7 +78,7 @@ def in_blocks(sampler, params, keys_B, prompt: Prompt, *, window: int, block: in
     Returns Samples with tokens [B, N]; all blocks run the same compiled program.
     """
     size, length = keys_B.shape[0], len(prompt.tokens)
-    tokens_BN, calls = np.tile(prompt.tokens, (size, 1)), 0
+    tokens_BN, calls, effective = np.tile(prompt.tokens, (size, 1)), 0, []
     for number, start in enumerate(range(0, length, block)):
         free = prompt.free & (np.arange(length) >= start) & (np.arange(length) < start + block)
         if not free.any():
@@ -94,7 +94,9 @@ def in_blocks(sampler, params, keys_B, prompt: Prompt, *, window: int, block: in
         out = sampler(params, keys_i, jnp.asarray(z_BL), jnp.asarray(free_BL), cond)
         tokens_BN[:, shown] = np.asarray(out.tokens)[:, : shown.stop - shown.start]
         calls += int(out.calls)
-    return Samples(tokens_BN, calls)
+        if out.effective is not None:
+            effective.append(np.asarray(out.effective))
+    return Samples(tokens_BN, calls, np.concatenate(effective) if effective else None)
 
 
 def samples(
@@ -111,7 +113,8 @@ def samples(
     guidance: float | None = None,
     batch_size: int = 16,
 ) -> Iterator[dict]:
-    """An iterator of {"index", "seed", "calls", "text"}, for images with their "tokens" int32[L].
+    """An iterator of {"index", "seed", "calls", "text"}, for images with their "tokens" int32[L],
+    and where steps choose among candidates "effective_sample_size", one for each step that does.
 
     A sample's noise is a function of (seed, its index) alone: the same in any batch. `sampler` is a
     `compiled` one; it compiles when the first sample is asked for. `length` is that of the text in
@@ -159,6 +162,9 @@ def samples(
             for row, tokens in enumerate(out.tokens[: num - start]):
                 text = data.tokenizer.decode(tokens)
                 made = {"index": start + row, "seed": seed, "text": text, "calls": out.calls}
+                if out.effective is not None:
+                    sizes = out.effective[:, row]
+                    made["effective_sample_size"] = [round(float(n), 3) for n in sizes[sizes > 0]]
                 yield {**made, "tokens": tokens} if data.shape else made
 
     return draw()

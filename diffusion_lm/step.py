@@ -44,9 +44,11 @@ def settings(
     that are evaluated and sampled from (0: none); `keep` is how many checkpoints stay;
     `num_samples` are printed at each evaluation; `start` is "random" or "bigram" (bigram.py)."""
     given = Settings(**locals())
-    for name in ("steps", "batch_size", "microbatches", "log_every", "eval_every", "keep"):
+    for name in ("batch_size", "microbatches", "log_every", "eval_every", "keep"):
         if getattr(given, name) < 1:
             raise ValueError(f"train.{name} must be at least 1, got {getattr(given, name)}")
+    if steps < 0:
+        raise ValueError(f"train.steps must be 0 (only put together) or more, got {steps}")
     if checkpoint_every < 1 or num_samples < 0:
         raise ValueError("train.checkpoint_every must be positive, train.num_samples not negative")
     if not 0 <= ema < 1:
@@ -70,19 +72,29 @@ class TrainState(NamedTuple):
     step: Array  # int32[], updates done; also the position in the data
     params: Params
     opt_state: optax.OptState
-    ema: Params | None
+    ema: Params | None  # of what is trained
 
 
 def init_state(objective: Objective, optimizer: Optimizer, *, seed: int, ema: float) -> TrainState:
     """A new state; pure, so it can be jitted with shardings or shape-evaluated."""
     params = objective.init(keys.stream(seed, "init"))
-    average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(jnp.int32(0), params, optimizer.transform.init(params), average)
+    mine = trained(objective, params)
+    return TrainState(jnp.int32(0), params, optimizer.transform.init(mine), averaged(mine, ema))
+
+
+def trained(objective: Objective, params: Params) -> Params:
+    """The parts of params that are trained: all but the frozen ones."""
+    return {name: part for name, part in params.items() if name not in objective.frozen}
+
+
+def averaged(params: Params, ema: float) -> Params | None:
+    """The average that a run starts with."""
+    return jax.tree.map(jnp.copy, params) if ema else None
 
 
 def eval_params(state: TrainState) -> Params:
     """The parameters to evaluate and sample with: the average where there is one."""
-    return state.params if state.ema is None else state.ema
+    return state.params | (state.ema or {})
 
 
 def make_train_step(
@@ -100,35 +112,36 @@ def make_train_step(
     (seed, step, row) alone, so the number of microbatches and devices does not change the masks.
     """
 
-    def total(params, batch, key):
-        out = objective.loss(params, batch, key, train=True)
+    def total(mine, params, batch, key):
+        out = objective.loss(params | mine, batch, key, train=True)
         return out.loss.sum(), (out.tokens.sum(), out.metrics)
 
     def train_step(state: TrainState, batch):
         key = keys.stream(seed, "loss", state.step)
         batch = keys.number(batch)
+        mine = trained(objective, state.params)
         grad = jax.grad(total, has_aux=True)
         if microbatches == 1:
-            grads, (tokens, metrics) = grad(state.params, batch, key)
+            grads, (tokens, metrics) = grad(mine, state.params, batch, key)
         else:
             chunks = parallel.spread_microbatches(batch, microbatches, parallel.batch_shards(mesh))
 
             def add(carry, chunk):
-                return jax.tree.map(jnp.add, carry, grad(state.params, chunk, key)), None
+                return jax.tree.map(jnp.add, carry, grad(mine, state.params, chunk, key)), None
 
             first = jax.tree.map(lambda a: a[0], chunks)
-            zeros = jax.eval_shape(grad, state.params, first, key)
+            zeros = jax.eval_shape(grad, mine, state.params, first, key)
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), zeros)
             (grads, (tokens, metrics)), _ = jax.lax.scan(add, zeros, chunks)
         grads = jax.tree.map(lambda g: g / tokens, grads)
-        updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, mine)
+        mine = optax.apply_updates(mine, updates)
         average = state.ema
         if ema:
             # A new average follows fast: its decay rises as (1 + step) / (10 + step).
             decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, mine)
         metrics["grad_norm"] = Ratio(optax.tree.norm(grads), jnp.float32(1))
-        return TrainState(state.step + 1, params, opt_state, average), metrics
+        return TrainState(state.step + 1, state.params | mine, opt_state, average), metrics
 
     return train_step

@@ -33,7 +33,7 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
         check_record(saves.record(), config, setup, workdir)
 
     def run() -> int:
-        if (saves.latest() or 0) >= config.train.steps:
+        if saves.latest() is not None and saves.latest() >= config.train.steps:
             say(f"{workdir} is finished: step {saves.latest()} of {config.train.steps}")
             saves.close()
             return 0
@@ -113,6 +113,9 @@ def _loop(config: ConfigDict, setup: build.Setup, state, saves, record, workdir:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    number = start
+    if not options.steps:
+        inspect(state, number)
     waiting = None  # metrics of the step before, read while the next one runs
     watched = sys.stderr.isatty() and jax.process_index() == 0
     with tqdm(total=options.steps, initial=start, unit="step", disable=not watched) as bar:
@@ -128,7 +131,7 @@ def _loop(config: ConfigDict, setup: build.Setup, state, saves, record, workdir:
                 waiting = None
                 row = meter.row(number, parts.optimizer.learning_rate(number - 1))
                 log.write(row)
-                text = _progress(row)
+                text = f"{meter.headline(row)}, {_speed(row)}"
                 bar.set_postfix_str(text)
                 if not watched:
                     tokens = (options.steps - number) * setup.tokens_per_step
@@ -221,8 +224,6 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
-def _progress(row: dict) -> str:
-    return (
-        f"{row['nats_per_token']:.3f} nats/token, {row['tokens_per_second']:,.0f} tokens/s, "
-        f"{row['matmul_fraction']:.0%} of matmul rate"
-    )
+def _speed(row: dict) -> str:
+    speed = f"{row['tokens_per_second']:,.0f} tokens/s"
+    return f"{speed}, {row['matmul_fraction']:.0%} of matmul rate"

@@ -31,7 +31,7 @@ class LossOutput(NamedTuple):
 
     loss: Array  # f32[B] nats per example, unreduced; may be a surrogate (GenMD4, NCE)
     tokens: Array  # f32[B] how many tokens the loss of each example is spread over
-    metrics: dict[str, Ratio]
+    metrics: dict[str, Ratio]  # "nats_per_token" where the loss is a likelihood
 
 
 class Schedule(NamedTuple):
@@ -80,10 +80,17 @@ class Objective(NamedTuple):
     # None or {"label": int32[B]}, with {"guidance": f32[]} for classifier-free guidance.
     predict: Callable[..., Any]
     process: Callable[[Params], Process] | None  # None for autoregressive models
-    # what samplers can serve it (their SERVES): "masked", "score", "state_dependent",
+    # what samplers can serve it (their SERVES): "masked", "score", "state_dependent", "energy",
     # "autoregressive"
     families: tuple[str, ...]
     exact: bool = False  # True if nll is -log p(x) itself, False if an upper bound in expectation
+    token_nll: Callable[..., Array] | None = None  # (params, batch) -> f32[B, L], nll by tokens
+    # (params, batch, key) -> {name: f32[B] nats per example}: "nll" and what to read beside it
+    figures: Callable[..., dict[str, Array]] | None = None
+    frozen: tuple[str, ...] = ()  # parts of params that come from other runs and are not trained
+    start: Callable[[Params], Params] | None = (
+        None  # what to make of params once these are in place
+    )
 
 
 class Denoiser(NamedTuple):
@@ -93,12 +100,15 @@ class Denoiser(NamedTuple):
 
     trunk: Callable[..., Any]  # (z[B, L], t[B]) -> h, a pytree of arrays [B, L, ...]
     # h at any positions, [..., ...] -> log p(x | z), f32[..., V]; of the family "masked"
-    head: Callable[..., Array]
+    head: Callable[..., Array] | None
     calls: int = 1  # network calls that one trunk costs
     # (h, z[...], t[...]) at any positions -> log s, f32[..., V] or, with a mask, f32[..., V + 1]:
     # the log ratios of p_t with a position set to y to p_t as it is; 0 at y = z. Of the family
     # "score" only.
     score: Callable[..., Array] | None = None
+    # (z[B, L], x[B, L], t[B], log mu(x | z) f32[B]) -> E(x, z, t) f32[B]: what the product of
+    # predictions is corrected by, p(x | z) ~ mu(x | z) e^-E. Of the family "energy" only.
+    energy: Callable[..., Array] | None = None
 
 
 class Decoder(NamedTuple):
@@ -112,10 +122,12 @@ class Decoder(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """tokens: int32[B, L]; calls: int32[], how often the network ran on the whole batch."""
+    """tokens: int32[B, L]; calls: int32[], how often a network ran on the whole batch; effective:
+    f32[steps, B], the effective sample size of steps that choose among candidates, else NaN."""
 
     tokens: Array
     calls: Array
+    effective: Array | None = None
 
 
 class Sampler(NamedTuple):

@@ -2,8 +2,8 @@
 
     python launch/sotu_table.py --workdir=runs/sotu_table [--seeds=3]
 
-Takes about an hour and a half on two cores. Finished runs are not run again, so it can be stopped and started;
-a run that was cut off starts anew, its folder put aside.
+Takes about an hour and a half on two cores. Finished runs are not run again, so it can be stopped
+and started; a run that was cut off starts anew, its folder put aside.
 Writes results/sotu.json and, from that file alone, the block of the README between the markers
 `<!-- sotu -->`. Every run is a fresh process with its own cold start; the seconds are of its whole
 life, evaluation and samples included.

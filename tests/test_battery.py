@@ -101,12 +101,12 @@ def test_loss_has_the_contract(module, options):
     chex.assert_shape([out.loss, out.tokens], (4,))
     chex.assert_type([out.loss, out.tokens], jnp.float32)
     assert float(out.tokens.sum()) == 32
-    assert "nats_per_token" in out.metrics
+    assert out.metrics
     chex.assert_tree_all_finite(out)
 
 
 def losses(module, options, devices, microbatches, batch_size=16, steps=2):
-    """nats_per_token of a few train steps on a mesh of `devices`, and the final parameters."""
+    """The metrics of a few train steps on a mesh of `devices`, and the final parameters."""
     objective = tiny_objective(module, options)
     optimizer = optim.adamw(steps=10, learning_rate=1e-2, warmup=0)
     mesh = parallel.make_mesh(devices=jax.devices()[:devices])
@@ -122,8 +122,7 @@ def losses(module, options, devices, microbatches, batch_size=16, steps=2):
     seen = []
     for _ in range(steps):
         state, metrics = train(state, parallel.global_batch(mesh, {"x": x}))
-        r = metrics["nats_per_token"]
-        seen.append(float(r.sum / r.count))
+        seen.append([float(r.sum / r.count) for n, r in metrics.items() if n != "grad_norm"])
     return seen, jax.device_get(state.params)
 
 
@@ -140,17 +139,25 @@ def test_devices_and_microbatches_change_nothing(module, options):
 
 @pytest.mark.parametrize("module,options", CASES)
 def test_learns_a_constant(module, options):
-    """Twenty steps on a constant text bring the loss far under log V."""
+    """Twenty steps on a constant text bring the loss far under where it starts."""
     objective = tiny_objective(module, options)
+    if not step.trained(objective, jax.eval_shape(objective.init, jax.random.key(0))):
+        pytest.skip("nothing is trained")
     optimizer = optim.adamw(steps=60, learning_rate=2e-2, warmup=0)
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
     state = jax.jit(lambda: step.init_state(objective, optimizer, seed=0, ema=0))()
     train = jax.jit(step.make_train_step(objective, optimizer, mesh=mesh, seed=0))
+    x = jnp.full((16, 8), 3, jnp.int32)
+
+    @jax.jit
+    def loss(params):
+        return objective.loss(params, batch_of(x), jax.random.key(1), train=False).loss.mean()
+
+    first = loss(state.params)
     for _ in range(20):
-        state, metrics = train(state, {"x": jnp.full((16, 8), 3, jnp.int32)})
+        state, _ = train(state, {"x": x})
     assert float(optax.tree.norm(state.params)) < 1e3
-    r = metrics["nats_per_token"]
-    assert float(r.sum / r.count) < 0.7 * math.log(7)
+    assert loss(state.params) < 0.7 * first
 
 
 @pytest.mark.parametrize("module,options", CASES)
@@ -158,6 +165,8 @@ def test_loss_is_a_function_of_its_key(module, options):
     """The same key gives the same loss; rows of a batch share no noise."""
     objective = tiny_objective(module, options)
     params = jax.jit(objective.init)(jax.random.key(0))
+    if objective.exact and not step.trained(objective, params):
+        pytest.skip("there is no noise in it")
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(5), p.shape), params)
     batch = batch_of(np.tile(np.arange(8) % 7, (16, 1)))
     loss = jax.jit(partial(objective.loss, train=True))

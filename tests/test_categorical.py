@@ -171,3 +171,17 @@ def test_temperature_and_top_p():
         shaped = np.exp(categorical.shape(jnp.log(p), top_p=top_p))
         want = np.where(np.arange(4) < kept, p, 0)
         np.testing.assert_allclose(shaped, want / want.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("vocab", [5, 400])
+def test_several_draws_of_a_key(vocab):
+    """Each has the law of one, they differ, and more of them change nothing of the first."""
+    log_probs = jax.nn.log_softmax(jax.random.normal(jax.random.key(1), (3, vocab)) * 2)
+    keys = jax.random.split(jax.random.key(0), 3)
+    few, log_few = categorical.draw_several(keys, log_probs, 2)
+    many, _ = categorical.draw_several(keys, log_probs, 20_000)
+    np.testing.assert_array_equal(few, many[:, :2])
+    np.testing.assert_array_equal(log_few, np.take_along_axis(np.asarray(log_probs), few, axis=1))
+    for row in range(3):
+        share = np.bincount(many[row], minlength=vocab) / many.shape[1]
+        assert np.abs(share - np.exp(log_probs[row])).max() < 0.02

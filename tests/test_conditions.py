@@ -8,7 +8,7 @@ import toy
 from test_samplers import FREE, PARAMS, UNKNOWN, assert_law
 
 from diffusion_lm import keys, sample
-from diffusion_lm.objectives import genmd4, md4
+from diffusion_lm.objectives import genmd4, md4, sedd
 from diffusion_lm.samplers import confidence, first_hitting
 
 NUM = 100_000
@@ -72,7 +72,7 @@ def test_guidance_sharpens_by_the_ratio(model, guidance):
     assert calls == 2  # with the label and without
 
 
-@pytest.mark.parametrize("module", [md4, genmd4])
+@pytest.mark.parametrize("module", [md4, genmd4, sedd])
 def test_training_hides_one_label_in_ten(module):
     objective = toy.objective(module, network, classes=2)
     params = objective.init(jax.random.key(0))

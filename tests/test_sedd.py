@@ -29,9 +29,9 @@ def rates(graph, size):
     return q
 
 
-def exact(graph, parametrization="score"):
+def exact(graph, parametrization="score", **options):
     network = toy.exact_sedd_network(graph, parametrization)
-    return toy.objective(sedd, network, graph=graph, parametrization=parametrization)
+    return toy.objective(sedd, network, graph=graph, parametrization=parametrization, **options)
 
 
 @pytest.mark.parametrize("graph,parametrization", [tuple(v.values()) for v in sedd.VARIANTS])
@@ -219,6 +219,25 @@ def test_released_losses_and_steps():
         objective = sedd.make(network=lambda **_: network, vocab_size=v, schedule=noise)
         nats = objective.nll(PARAMS, keys.number({"x": x}), jax.random.key(0))
     np.testing.assert_allclose(nats, r["loss_per_example"], rtol=1e-5)
+    # its steps
+    own = jnp.broadcast_to(jnp.arange(v + 1) == z[..., None], got.shape)
+    for name, when in (("analytic", "analytic_t"), ("euler", "euler_t"), ("denoiser", None)):
+        t_BL = jnp.asarray(r[when] if when else np.full((4, 1), r["denoise_t"]), jnp.float32)
+        s_BL = t_BL - float(r["step"]) if when else jnp.zeros_like(t_BL)
+        kept, lost = (a[..., None] for a in processes.kept_and_lost(noise, t_BL, s_BL))
+        if name == "euler":
+            jump = float(r["step"]) * (1 - eps) / noise.alpha(t_BL)[..., None]
+            log_p = score.euler(log_score, own, jump=jump)
+        else:
+            log_p = score.tweedie(log_score, own, absorbing=True, kept=kept, lost=lost)
+        # scores are at hand at the times t alone
+        mine = masked & (np.abs(t_BL - t[:, None]) < 1e-6)
+        assert mine.sum() > 2
+        p, want = np.exp(log_p)[mine], r[f"{name}_probs"][mine]
+        if name == "denoiser":  # the mask's column is dropped
+            p = p[:, :v]
+        p, want = (a / a.sum(-1, keepdims=True) for a in (p, np.maximum(want, 0)))
+        np.testing.assert_allclose(p, want, atol=2e-6, err_msg=name)
 
 
 def by_enumeration(objective, graph, num_steps, rule="tweedie", corrector_steps=0):
@@ -290,7 +309,8 @@ def drawn(sampler, prompt, free, seed=0):
 def test_law_is_the_enumerated_kernel(graph, options):
     from test_samplers import FREE, UNKNOWN, assert_law
 
-    objective = exact(graph)
+    # not the linear schedule, under which an absorbing Euler step is Tweedie's
+    objective = exact(graph, schedule=schedules.cosine())
     sampler = score.make(objective=objective, num_steps=4, **options)
     tokens, calls = drawn(sampler, UNKNOWN[:100_000], FREE[:100_000])
     assert_law(tokens, by_enumeration(objective, graph, 4, **options), toy.X)
@@ -298,22 +318,18 @@ def test_law_is_the_enumerated_kernel(graph, options):
 
 
 @pytest.mark.parametrize("graph", sedd.GRAPHS)
-def test_laws_tend_to_the_data(graph):
-    """Tweedie's and Euler's error fall like 1/T; the corrector's law is nearer at equal T."""
-    objective = exact(graph)
-
-    def gap(num_steps, **options):
-        return np.abs(by_enumeration(objective, graph, num_steps, **options) - toy.P_X).sum() / 2
-
-    for rule in score.RULES:
-        gaps = [gap(T, rule=rule) for T in (8, 32)]
-        assert 2.5 < gaps[0] / gaps[1] < 8, (rule, gaps)
-    assert gap(8, corrector_steps=2) < gap(8)
+@pytest.mark.parametrize("rule", score.RULES)
+def test_many_steps_give_the_data(graph, rule):
+    """On the cosine grid, whose first step is far shorter than float32 can tell from t = 1."""
+    size = 500
+    prompt, free = np.full((size, toy.L), toy.V), np.ones((size, toy.L), bool)
+    sampler = score.make(objective=exact(graph), num_steps=2048, grid="cosine", rule=rule)
+    tokens, _ = drawn(sampler, prompt, free)
+    place = (tokens * toy.V ** np.arange(toy.L - 1, -1, -1)).sum(1)
+    assert np.abs(np.bincount(place, minlength=27) / size - toy.P_X).sum() / 2 < 0.12
 
 
 def test_the_mean_parametrization_has_the_same_law():
-    law = [by_enumeration(exact("uniform", p), "uniform", 3) for p in sedd.PARAMETRIZATIONS]
-    np.testing.assert_allclose(*law, atol=1e-6)
     prompt = np.full((512, toy.L), toy.V)
     free = np.ones_like(prompt, bool)
     tokens = [
@@ -323,13 +339,30 @@ def test_the_mean_parametrization_has_the_same_law():
     assert np.mean(tokens[0] == tokens[1]) > 0.995  # the same up to rounding
 
 
-def test_absorbing_tweedie_is_ancestral():
-    from test_samplers import grid_times, kernel_law
+def test_large_scores_do_not_overflow():
+    log_s = jnp.array([[0.0, 95.0, 120.0, 3.0]])
+    own = jnp.array([[True, False, False, False]])
+    log_p = score.tweedie(log_s, own, absorbing=False, kept=0.9, lost=0.1)
+    assert not np.isnan(log_p).any() and int(log_p.argmax()) == 2
+    log_p = score.tweedie(log_s, own, absorbing=True, kept=0.9, lost=0.1)
+    assert not np.isnan(log_p).any() and int(log_p.argmax()) == 2
 
-    objective = exact("absorbing")
-    law = kernel_law(objective.process(None), grid_times("uniform", 4))
-    z = toy.index(toy.X)
-    np.testing.assert_allclose(by_enumeration(objective, "absorbing", 4), law[z], atol=1e-5)
+
+def test_logits_of_shown_tokens_do_not_poison_the_gradient():
+    """Nothing in the loss holds them, so they may drift to where their exponentials overflow."""
+
+    def network(**_):
+        def trunk(params, z, t=None, keys=None, label=None):
+            shown = (z != toy.MASK)[..., None]
+            return params["unused"] + jnp.where(shown, 100.0, 0.0) + jnp.zeros((*z.shape, 3))
+
+        return toy.exact_network(inputs=0, outputs=0)._replace(trunk=trunk)
+
+    objective = toy.objective(sedd, network)
+    batch = keys.number({"x": jnp.zeros((64, toy.L), int)})
+    loss = lambda p: objective.loss(p, batch, jax.random.key(0), train=False).loss.sum()  # noqa: E731
+    value, slope = jax.value_and_grad(loss)(PARAMS)
+    assert np.isfinite(value) and np.isfinite(slope["network"]["unused"]).all()
 
 
 @pytest.mark.parametrize("parametrization", sedd.PARAMETRIZATIONS)
@@ -348,26 +381,28 @@ def test_what_the_score_sampler_keeps(graph):
     """Given tokens stay, unknown ones stay unknown, free ones are filled; a sample depends on its
     own key alone; one compilation serves all prompts."""
     sampler = jax.jit(score.make(objective=exact(graph), num_steps=4, corrector_steps=1).sample)
-    keys_B = keys.rows(keys.stream(3, "sample"), jnp.arange(8))
+    keys_B = keys.rows(keys.stream(3, "sample"), jnp.arange(64))
     for given in range(toy.V):
-        prompt, free = np.full((8, toy.L), toy.V), np.ones((8, toy.L), bool)
+        prompt, free = np.full((64, toy.L), toy.V), np.ones((64, toy.L), bool)
         prompt[:, 0], free[:, :2] = given, False
         out = np.asarray(sampler(PARAMS, keys_B, prompt, free).tokens)
         assert np.all(out[:, 0] == given) and np.all(out[:, 1] == toy.V)
-        assert np.all(out[:, 2] < toy.V)
+        assert np.all(out[:, 2] < toy.V) and len(np.unique(out[:, 2])) > 1
         alone = sampler(PARAMS, keys_B[::-1], prompt, free).tokens
         np.testing.assert_array_equal(alone[::-1], out)
     assert sampler._cache_size() == 1
 
 
 def test_absorbing_infilling_is_the_conditional():
-    from test_samplers import FREE, UNKNOWN, assert_law
+    from test_samplers import FREE, UNKNOWN
 
-    prompt, free = UNKNOWN[:100_000].copy(), FREE[:100_000].copy()
+    prompt, free = UNKNOWN[:20_000].copy(), FREE[:20_000].copy()
     prompt[:, 1], free[:, 1] = 2, False
-    sampler = score.make(objective=exact("absorbing"), num_steps=200)
+    sampler = score.make(objective=exact("absorbing"), num_steps=100)
     given = np.where(toy.X[:, 1] == 2, toy.P_X, 0)
-    assert_law(drawn(sampler, prompt, free)[0], given / given.sum(), toy.X)
+    place = (drawn(sampler, prompt, free)[0] * toy.V ** np.arange(toy.L - 1, -1, -1)).sum(1)
+    law = np.bincount(place, minlength=27) / len(place)
+    assert np.abs(law - given / given.sum()).sum() / 2 < 0.02
 
 
 @pytest.mark.parametrize("graph", sedd.GRAPHS)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_lm import schedules
+from diffusion_lm.objectives import ar, md4
 from diffusion_lm.types import Network
 
 V, L = 3, 3
@@ -46,6 +47,8 @@ def exact_network(*, inputs, outputs, causal=False, time_input=False):
         return {"unused": jnp.zeros(1)}
 
     def trunk(params, tokens, t=None, keys=None, label=None):
+        if tokens.shape[1] != L:  # of anything but a sequence it knows nothing
+            return jnp.zeros((*tokens.shape, V))
         if not causal:
             return table[index(tokens)] + 0 * params["unused"]
         position = jnp.arange(L)
@@ -93,7 +96,9 @@ def exact_sedd_network(graph, parametrization):
                 return jnp.log(mu_BLV)
             alpha = alpha_B[:, None, None]
             p_BLV = alpha * mu_BLV + (1 - alpha) / V  # p(z^n = y | z at the other positions)
-            return jnp.log(p_BLV / jnp.take_along_axis(p_BLV, z_BL[..., None], axis=-1))
+            log_s_BLV = jnp.log(p_BLV / jnp.take_along_axis(p_BLV, z_BL[..., None], axis=-1))
+            known = (z_BL < V).all(1)[:, None, None]  # it has no mask, and must not be shown one
+            return jnp.where(known, log_s_BLV, jnp.nan)
 
         return exact._replace(trunk=absorbing if graph == "absorbing" else uniform)
 
@@ -113,6 +118,11 @@ def zero_network(*, inputs, outputs, causal=False, time_input=False):
 def objective(module, network, *, vocab_size=V, length=L, **options):
     """Builds an objective of any module, giving it what its signature asks for."""
     takes = inspect.signature(module.make).parameters
+    same = {"vocab_size": vocab_size, "length": length}
+    if "proposal" in takes:
+        options = {"proposal": objective(md4, network, **same), **options}
+    if options.get("energy", "nce") != "nce":
+        options = {"ar": objective(ar, network, **same), **options}
     supplied = {
         "network": network,
         "vocab_size": vocab_size,
@@ -120,7 +130,7 @@ def objective(module, network, *, vocab_size=V, length=L, **options):
         "schedule": schedules.linear(),
         "start": 0,
     }
-    return module.make(**{k: v for k, v in supplied.items() if k in takes}, **options)
+    return module.make(**{k: v for k, v in supplied.items() if k in takes} | options)
 
 
 def masked_patterns():

@@ -59,6 +59,7 @@ class TextData(NamedTuple):
     splits: dict[str, Windows]
     shape: None = None  # of one example, if it is an image
     classes: int = 0  # of labels
+    source: np.ndarray | None = None  # the probabilities the text was drawn from (markov.py)
 
     def windows(self, split: str) -> Windows:
         """The windows of a split; ValueError if it does not exist or has none."""
@@ -158,7 +159,7 @@ def _encode(documents: sources.Documents, tokenizer, files: dict) -> dict[str, i
     return counts
 
 
-def _cut(tokens: np.ndarray, documents: int, tokenizer, length: int) -> Windows:
+def cut(tokens: np.ndarray, documents: int, tokenizer, length: int) -> Windows:
     """Cuts tokens [n] into windows and counts what they hold."""
     dropped = len(tokens) % length
     windows = tokens[: len(tokens) - dropped].reshape(-1, length)
@@ -175,7 +176,7 @@ def _in_memory(documents: sources.Documents, tokenizer, length: int) -> dict[str
     files = {split: io.BytesIO() for split in sources.SPLITS}
     counts = _encode(documents, tokenizer, files)
     tokens = {s: np.frombuffer(files[s].getvalue(), _dtype(tokenizer)) for s in files}
-    return {s: _cut(tokens[s], counts[s], tokenizer, length) for s in files}
+    return {s: cut(tokens[s], counts[s], tokenizer, length) for s in files}
 
 
 def _map(file: pathlib.Path, dtype: np.dtype) -> np.ndarray:
@@ -194,7 +195,7 @@ def _write_cache(folder: pathlib.Path, documents, tokenizer, length: int) -> Non
                 file.close()
         facts = {}
         for split, path in paths.items():
-            windows = _cut(_map(path, _dtype(tokenizer)), counts[split], tokenizer, length)
+            windows = cut(_map(path, _dtype(tokenizer)), counts[split], tokenizer, length)
             facts[split] = windows._asdict() | {"tokens": len(windows.tokens)}
         (folder / "windows.json").write_text(json.dumps(facts, indent=1))
 

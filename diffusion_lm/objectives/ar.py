@@ -18,21 +18,25 @@ def make(*, network, vocab_size: int, start: int) -> Objective:
     def init(key):
         return {"network": net.init(key)}
 
-    def nats(params, batch, keys_drop):
+    def nats(params, batch, keys_drop):  # f32[B, L]
         x_BL = batch["x"]
         before_BL = jnp.concatenate([jnp.full_like(x_BL[:, :1], start), x_BL[:, :-1]], axis=1)
         h_BLD = net.trunk(params["network"], before_BL, None, keys_drop, batch.get("label"))
-        return -token_log_prob(net.head(params["network"], h_BLD), x_BL).sum(1)
+        return -token_log_prob(net.head(params["network"], h_BLD), x_BL)
 
     def loss(params, batch, key, *, train):
         keys_drop = keys.rows(key, batch["row"]) if train else None
-        nats_B = nats(params, batch, keys_drop)
+        nats_B = nats(params, batch, keys_drop).sum(1)
         tokens_B = jnp.full(nats_B.shape, batch["x"].shape[1], jnp.float32)
         return LossOutput(nats_B, tokens_B, {"nats_per_token": ratio(nats_B, tokens_B)})
 
+    def token_nll(params, batch):
+        """-log p(x^n | x^{<n}): f32[B, L] nats."""
+        return nats(params, batch, None)
+
     def nll(params, batch, key=None):
         """-log p(x): f32[B] nats per example."""
-        return nats(params, batch, None)
+        return token_nll(params, batch).sum(1)
 
     def predict(params, cond=None):
         """A Decoder: log p of the next token, one position at a time."""
@@ -44,4 +48,5 @@ def make(*, network, vocab_size: int, start: int) -> Objective:
 
         return Decoder(net.cache, step, start)
 
-    return Objective(init, loss, nll, predict, None, ("autoregressive",), exact=True)
+    families = ("autoregressive",)
+    return Objective(init, loss, nll, predict, None, families, exact=True, token_nll=token_nll)

@@ -256,8 +256,9 @@ def guided(run, log_mu, cond, classes: int, score=None) -> Denoiser:
 
     With guidance g the prediction is proportional to mu(x | z, label)^g mu(x | z)^(1 - g)
     (arXiv 2207.12598; g as in arXiv 2412.10193, which tempers the mask's share as well: here when a
-    token is revealed does not depend on g), and scores are mixed likewise. g = 1 is the plain
-    conditional.
+    token is revealed does not depend on g). g = 1 is the plain conditional. Scores are mixed
+    likewise, which is guidance of the rates of jumps (arXiv 2406.01572): large g makes them come
+    early.
     """
     label_B = None if cond is None else cond["label"]
     if cond is None or "guidance" not in cond:
@@ -267,10 +268,11 @@ def guided(run, log_mu, cond, classes: int, score=None) -> Denoiser:
     def trunk(z_BL, t_B):
         return run(z_BL, t_B, label_B), run(z_BL, t_B, unknown_B)
 
-    def head(h):
+    def mixed(h):
         return jax.nn.log_softmax(g * log_mu(h[0]) + (1 - g) * log_mu(h[1]))
 
     def mixed_score(h, z, t):
         return g * score(h[0], z, t) + (1 - g) * score(h[1], z, t)
 
-    return Denoiser(trunk, head, calls=2, score=mixed_score)
+    head = None if log_mu is None else mixed
+    return Denoiser(trunk, head, calls=2, score=None if score is None else mixed_score)

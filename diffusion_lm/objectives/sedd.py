@@ -107,9 +107,11 @@ def make(
         """sigma'(t) times the score entropies: f32[B] nats."""
         if absorbing:
             logit_BL, mass_BL = token_logit(net.head(params["network"], h_BLD), x_BL)
-            log_norm_BL = mass_BL if mean else log_v
-            nats_BL = jnp.expm1(mass_BL - log_norm_BL) - (logit_BL - log_norm_BL)
-            nats_B = jnp.where(z_BL == process.mask, nats_BL, 0).sum(1)
+            log_norm_BL, masked_BL = mass_BL if mean else log_v, z_BL == process.mask
+            # Nothing holds the logits of shown tokens: their exponentials must not overflow.
+            more_BL = jnp.where(masked_BL, mass_BL - log_norm_BL, 0)
+            nats_BL = jnp.expm1(more_BL) - (logit_BL - log_norm_BL)
+            nats_B = jnp.where(masked_BL, nats_BL, 0).sum(1)
             return -schedule.dalpha(t_B) / schedule.mask_prob(t_B) * nats_B
         t_BL = jnp.broadcast_to(t_B[:, None], z_BL.shape)
         log_s_BLV = log_score(params, h_BLD, z_BL, t_BL)
@@ -174,13 +176,8 @@ def uniform_score_entropy(log_s, z, x, log_odds):
     log_s f32[..., V]; z, x int[...]; log_odds f32[...] is log o (see above) -> f32[...].
     """
 
-    def term(log_s, log_r):
-        gap = log_s - log_r
-        return jnp.exp(log_r) * (jnp.expm1(gap) - gap)
-
-    same = z == x
-    log_r = jax.nn.softplus(log_odds)  # of x to any other token
-    other = term(log_s, jnp.where(same, -log_r, 0.0)[..., None])
-    other = jnp.where(jnp.arange(log_s.shape[-1]) == z[..., None], 0, other).sum(-1)
-    log_s_x = jnp.take_along_axis(log_s, x[..., None], axis=-1)[..., 0]
-    return other + jnp.where(same, 0, term(log_s_x, log_r) - term(log_s_x, 0.0))
+    is_x, is_z = (jnp.arange(log_s.shape[-1]) == a[..., None] for a in (x, z))
+    own = jnp.take_along_axis(is_x, z[..., None], axis=-1)  # z = x
+    log_r = jax.nn.softplus(log_odds)[..., None] * (is_x.astype(jnp.float32) - own)
+    gap = log_s - log_r
+    return jnp.where(is_z, 0, jnp.exp(log_r) * (jnp.expm1(gap) - gap)).sum(-1)

@@ -25,6 +25,14 @@ def draw(keys: Array, log_probs: Array) -> Array:
     return jnp.vectorize(_draw_one, signature="(),(v)->()")(keys, log_probs)
 
 
+def draw_several(keys: Array, log_probs: Array, number: int) -> tuple[Array, Array]:
+    """`number` independent draws a key, and their log-probabilities: keys[...], f32[..., V] ->
+    int32[..., number], f32[..., number]. The first draws are the same for any number."""
+    fold = jnp.vectorize(jax.random.fold_in, signature="(),()->()")
+    drawn = draw(fold(keys[..., None], jnp.arange(number)), log_probs[..., None, :])
+    return drawn, jnp.take_along_axis(log_probs, drawn, axis=-1)
+
+
 def _check_keys(keys: Array, log_probs: Array) -> None:
     """Raises ValueError where broadcasting would use a key twice."""
     if jnp.broadcast_shapes(keys.shape, log_probs.shape[:-1]) != keys.shape:

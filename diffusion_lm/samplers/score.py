@@ -1,24 +1,29 @@
-"""Sampling by scores, for the absorbing and the uniform graph (SEDD, arXiv 2310.16834, section 4).
+"""Sampling by scores, under absorbing and uniform noise (SEDD, arXiv 2310.16834, section 4).
 
 A step from t to s draws each position by itself, given z, from
 
-  Tweedie  (the paper's analytic step)
+  Tweedie (the paper's analytic step)
     p(y) ~ ( exp(-dsigma Q) s(z, t) )_y  exp(dsigma Q)(y -> z),  dsigma = sigma_t - sigma_s
       absorbing, z the mask: s_y (e^dsigma - 1) for a token y, and the mask has the rest
       uniform: ( s_y - (1 - k) mean_v s_v ) ( k 1[y = z] + (1 - k)/V ),  k = e^-dsigma
   Euler
     p(y) = (t - s) sigma'(t) Q(y, z) s_y(z, t) for y != z, and z has the rest
 
-of which what is negative, as it may be where scores are not exact, counts as 0. The last step, to
-t = 0, is a Tweedie step to the clean token in both, without the mask. With exact scores the law is
-the product of the steps of single positions.
+What is negative counts as 0: it may be where scores are not exact, and Euler's rest where steps are
+long (under uniform noise near t = 1: with fewer than about a thousand). The last step, to t = 0, is
+a Tweedie step to the clean token in both, without the mask. With exact scores the law is the
+product of the steps of single positions.
 
 A corrector step leaves the marginal at s what it is: it brings noise as from s to t, and takes the
-step from t to s again. Under the uniform graph it is what lets a written token change late.
+step from t to s again. Under uniform noise it lets a written token change late.
 
-What is given stands clean beside noise. Under the absorbing graph that is exact; under the uniform
-one it is a heuristic, as the network takes every token it sees for noise with some probability.
+What is given stands clean beside noise. Under absorbing noise that is exact. Under uniform noise it
+is a heuristic, as the network takes every token it sees for noise with some probability: on the
+enumerated toy of the tests, with one of three tokens given and 100 steps, the total variation is
+0.05, and 0.02 with two corrector steps (absorbing: 0.01).
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -62,41 +67,25 @@ def make(
         open_BL = free_BL if absorbing else free_BL | (prompt_BL == vocab_size)
         z_BL = jnp.where(open_BL, process.prior(keys_start, length), prompt_BL)
 
-        def log_transition(log_s, z, t, s, last):
-            """log p(y) up to a constant: f32[R, S] from scores f32[R, S] at positions of z[R]."""
-            kept, lost = kept_and_lost(schedule, t, s)
-            kept = jnp.where(last, schedule.alpha(t), kept)
-            lost = jnp.where(last, schedule.mask_prob(t), lost)
-            own = jnp.arange(log_s.shape[-1]) == z[..., None]
-            jump = -(t - s) * schedule.dalpha(t) / schedule.alpha(t)
-            if absorbing:
-                analytic = log_or_rest(log_s + jnp.log(lost / kept), own)
-                analytic = jnp.where(last & own, -jnp.inf, analytic)
-            else:
-                jump = jump / vocab_size
-                scores = jnp.exp(log_s)
-                before = scores - lost * scores.mean(-1, keepdims=True)
-                there = jnp.where(own, kept, 0) + lost / vocab_size
-                analytic = jnp.log(jnp.maximum(before, 0) * there)
-            if rule == "tweedie":
-                return analytic
-            return jnp.where(last, analytic, log_or_rest(log_s + jnp.log(jump), own))
-
         def step(carry, count):
             z_BL, calls = carry
             i = num_steps - (count + corrector_steps) // (1 + corrector_steps)
             correcting = (count > 0) & ((count + corrector_steps) % (1 + corrector_steps) > 0)
             # At t = 1 itself scores may be 0, or tell nothing.
             t = jnp.minimum(time(i.astype(jnp.float32)), 1 - 1e-6)
-            s = time(i.astype(jnp.float32) - 1)
+            s, last = jnp.minimum(time(i.astype(jnp.float32) - 1), t), i == 1
+            kept, lost = kept_and_lost(schedule, t, s)
+            kept = jnp.where(last, schedule.alpha(t), kept)
+            lost = jnp.where(last, schedule.mask_prob(t), lost)
+            jump = -(t - s) * schedule.dalpha(t) / schedule.alpha(t)
+            jump = jump if absorbing else jump / vocab_size
             keys_noise, keys_draw = keys.split(keys.rows_fold(keys_steps, count), 2)
-            alpha_s = jnp.where(i == 1, 1.0, schedule.alpha(s))
-            lost = jnp.where(correcting, 1 - schedule.alpha(t) / alpha_s, 0.0)
+            noise = jnp.where(correcting, lost, 0.0)
             if absorbing:
-                hit_BL = masked.uniforms(keys_noise, length) < lost
+                hit_BL = masked.uniforms(keys_noise, length) < noise
                 noisy_BL = jnp.where(hit_BL, process.mask, z_BL)
             else:
-                lost_B = jnp.broadcast_to(lost, z_BL.shape[:1])
+                lost_B = jnp.broadcast_to(noise, z_BL.shape[:1])
                 noisy_BL = replaced(keys_noise, z_BL, lost_B, vocab_size)
             z_BL = jnp.where(open_BL, noisy_BL, z_BL)
             move_BL = open_BL & (z_BL == process.mask) if absorbing else open_BL
@@ -109,7 +98,15 @@ def make(
                 def one(args):
                     h, z_R, keys_R = args
                     log_s = denoiser.score(h, z_R, jnp.broadcast_to(t, z_R.shape))
-                    return categorical.draw(keys_R, log_transition(log_s, z_R, t, s, i == 1))
+                    own = jnp.arange(log_s.shape[-1]) == z_R[:, None]
+                    analytic = partial(tweedie, absorbing=absorbing, kept=kept, lost=lost)
+                    if rule == "tweedie":
+                        log_p = analytic(log_s, own)
+                    else:
+                        log_p = jax.lax.cond(last, analytic, partial(euler, jump=jump), log_s, own)
+                    if absorbing:
+                        log_p = jnp.where(last & own, -jnp.inf, log_p)
+                    return categorical.draw(keys_R, log_p)
 
                 args = h, z_BL, keys.places(keys_draw, length)
                 chunk = masked.rows_at_once(vocab_size, z_BL.size)
@@ -126,7 +123,21 @@ def make(
     return Sampler(sample)
 
 
-def log_or_rest(log_moves, own):
-    """log p of moves f32[..., S]; where `own` bool[..., S] is true, of all that is left to stay."""
-    moved = jnp.exp(jnp.where(own, -jnp.inf, log_moves)).sum(-1, keepdims=True)
-    return jnp.where(own, jnp.log(jnp.maximum(1 - moved, 0)), log_moves)
+def tweedie(log_s, own, *, absorbing: bool, kept, lost):
+    """log p(y) of the analytic step up to a constant: f32[R, S] from log scores f32[R, S].
+
+    `own` bool[R, S] is true at y = z. `kept` = alpha_t / alpha_s, `lost` = 1 - kept.
+    """
+    if absorbing:
+        return euler(log_s, own, jump=lost / kept)
+    scores = jnp.exp(log_s - log_s.max(-1, keepdims=True))
+    before = scores - lost * scores.mean(-1, keepdims=True)
+    there = jnp.where(own, kept, 0) + lost / scores.shape[-1]
+    return jnp.log(jnp.maximum(before, 0) * there)
+
+
+def euler(log_s, own, *, jump):
+    """log p(y): jump s_y for y != z, and for y = z the rest, if any: f32[R, S]."""
+    log_moves = jnp.where(own, -jnp.inf, log_s + jnp.log(jump))
+    rest = 1 - jnp.exp(log_moves).sum(-1, keepdims=True)
+    return jnp.where(own, jnp.log(jnp.maximum(rest, 0)), log_moves)

@@ -1,0 +1,37 @@
+"""An autoregressive model on a Markov chain with known probabilities, for configs/edlm_markov.py.
+
+Command:   python -m diffusion_lm.main --config=configs/ar_markov.py --workdir=runs/ar_markov
+Hardware:  1 CPU core; more cores or an accelerator need no change.
+Cost:      0.13 M parameters, 1,000 steps of 32 x 64 tokens: about a minute.
+Expected:  docs/edlm_markov.md, written from results/edlm_markov.json.
+Data:      20,000 windows of a chain of order 2 over 8 symbols, drawn from data.source_seed.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(
+        {
+            "data": {"name": "markov", "vocab_size": 8, "order": 2, "length": 64},
+            "network": {"name": "transformer", "layers": 2, "width": 64, "heads": 2},
+            "objective": {"name": "ar"},
+            "optimizer": {
+                "name": "muon",
+                "learning_rate": 1e-2,
+                "adam_learning_rate": 3e-3,
+                "decay": "linear",
+                "warmup": 20,
+                "clip": 1.0,
+            },
+            "sampler": {"name": "autoregressive"},
+            "evaluators": {"valid": {"name": "likelihood", "batch_size": 64}},
+            "train": {
+                "steps": 1000,
+                "batch_size": 32,
+                "log_every": 100,
+                "eval_every": 1000,
+                "checkpoint_every": 1000,
+            },
+        }
+    )

@@ -10,8 +10,9 @@ results/edlm_markov.json and, from that file alone, docs/edlm_markov.md and docs
 
 Quality is the Kullback-Leibler divergence, in nats, of the law of three adjacent tokens in the
 samples from the source's: what a finite number of perfect samples would have is a row of its own.
-Beside it stands the true negative log-likelihood, over the source's entropy, per token: it is 0 for
-perfect samples, but can be negative for samples that lack variety, so it is not a measure by itself.
+Beside it stands the true negative log-likelihood, over the source's entropy, per token: it is 0
+for perfect samples, but can be negative for samples that lack variety, so it is no measure by
+itself.
 """
 
 import argparse
@@ -127,10 +128,8 @@ def measure(workdir: pathlib.Path, seed: int) -> list[dict]:
     entropy = markov.entropy(data.source, data.length) / data.length
     rows.append({"seed": seed, "bound": "entropy of the source", "nats_per_token": entropy})
     for run in ("md4_markov", "ar_markov", "edlm_nce", "edlm_ar", "edlm_coar"):
-        log = [
-            json.loads(line)
-            for line in (folder / run / "metrics.jsonl").read_text().split("\n")[:-1]
-        ]
+        lines = (folder / run / "metrics.jsonl").read_text().splitlines()
+        log = [json.loads(line) for line in lines]
         score = [r for r in log if r.get("evaluator") == "valid"][-1]
         kept = {k: v for k, v in score.items() if "nats_per_token" in k}
         rows.append({"seed": seed, "bound": run, "kind": score["kind"], **kept})
@@ -175,7 +174,8 @@ def render(results: dict) -> str:
         "",
         "## At equal steps",
         "",
-        "| steps | method | divergence of triples | excess nats per token | network calls | effective sample size | seconds for 256 |",
+        "| steps | method | divergence of triples | excess nats per token | network calls | "
+        f"effective sample size | seconds for {BATCH} |",
         "|---|---|---|---|---|---|---|",
     ]
     for steps in STEPS:

@@ -54,7 +54,7 @@ def make(
 
 
 def draw(table: np.ndarray, number: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """`number` windows from a table P(next | last tokens), f64[V, .., V]: uint16[number, length]."""
+    """`number` windows from P(next | last tokens), f64[V, ..., V]: uint16[number, length]."""
     order, vocab_size = table.ndim - 1, table.shape[-1]
     x = np.zeros((number, length), np.uint16)
     x[:, :order] = rng.integers(0, vocab_size, (number, order))

@@ -4,7 +4,8 @@ Command:   python -m diffusion_lm.main --config=configs/edlm_owt.py --workdir=ru
                --config.data.path=FOLDER_OF_OPENWEBTEXT --config.data.cache_dir=FOLDER_FOR_TOKENS
            the energies of configs/ar_owt.py's run: --config=configs/edlm_owt.py:ar or :coar
 Hardware:  meant for a TPU v5e 8x8 slice or 64 GPUs; not yet run by us at full length.
-Cost:      nce: 400,000 steps of 512 x 2 sequences of 2048 tokens, 170 M parameters.
+Cost:      nce: 400,000 steps of 512 x 2 sequences of 2048 tokens, 131 M trained parameters, and
+           the proposal forward.
 Expected:  validation perplexity 21.52 nce, 20.49 ar, 17.58 coar (published; the first two by the
            paper's joint figure, which is not a bound, the last the autoregressive model's own).
 Data:      the .tar.xz archives or any folder of documents; the last 100,000 are validation.

@@ -22,7 +22,7 @@ FOLDERS = {
     "network": ("networks", ("inputs", "outputs", "causal", "time_input", "classes", "shape")),
     "objective": (
         "objectives",
-        ("network", "vocab_size", "length", "schedule", "start", "classes"),
+        ("network", "vocab_size", "length", "schedule", "start", "classes", "shape"),
     ),
     "sampler": ("samplers", ("objective",)),
     "evaluators": ("evaluators", ("objective",)),
@@ -48,9 +48,10 @@ class Model(NamedTuple):
 
 
 class OtherRun(NamedTuple):
-    """A finished run that another model takes a part from."""
+    """A run that another model takes a part from."""
 
     workdir: str
+    step: int  # of its newest checkpoint
     config: ConfigDict
     model: Model
 
@@ -148,12 +149,7 @@ def _in_config(hint):
 def parts(config: ConfigDict) -> Parts:
     """Builds everything a resolved config names. Raises ValueError or OSError, in one line."""
     data = _make(config, "data")
-    hints = typing.get_type_hints(find("objective", config.objective.name))
-    others = {
-        option: _other_run(f"config.objective.{option}", config.objective[option], config, data)
-        for option, hint in hints.items()
-        if hint in (Objective, Objective | None) and config.objective.get(option)
-    }
+    others = _others(config, data)
     model = _model(config, data, others)
     objective = model.objective
     sampler = _make(config, "sampler", objective=objective)
@@ -162,6 +158,16 @@ def parts(config: ConfigDict) -> Parts:
         for label in config.get("evaluators", {})
     }
     return Parts(data, objective, model.optimizer, sampler, evaluators, model.axes, others)
+
+
+def _others(config: ConfigDict, data) -> dict[str, OtherRun]:
+    """The runs that the objective's arguments of the type Objective name."""
+    hints = typing.get_type_hints(find("objective", config.objective.name))
+    return {
+        option: _other_run(f"config.objective.{option}", config.objective[option], config, data)
+        for option, hint in hints.items()
+        if hint in (Objective, Objective | None) and config.objective.get(option)
+    }
 
 
 def _model(config: ConfigDict, data, others: dict[str, OtherRun]) -> Model:
@@ -181,6 +187,7 @@ def _model(config: ConfigDict, data, others: dict[str, OtherRun]) -> Model:
         schedule=_make(config, "schedule"),
         start=data.tokenizer.end,
         classes=data.classes,
+        shape=data.shape,
         **{name: other.model.objective for name, other in others.items()},
     )
     optimizer = _make(config, "optimizer", steps=config.train.steps, axes=axes)
@@ -194,7 +201,7 @@ def _other_run(option: str, workdir: str, mine: ConfigDict, data) -> OtherRun:
         raise FileNotFoundError(f"{option}: no run in {workdir!r}: it has no config.json")
     config = ConfigDict(json.loads(path.read_text()))
     saves = checkpoint.Checkpoints(workdir, read_only=True)
-    seen = saves.record()["data"]
+    seen, reached = saves.record()["data"], saves.latest()
     saves.close()
     here = data.windows("train").fingerprint
     if seen != here or config.data.get("length") != mine.data.get("length"):
@@ -208,7 +215,7 @@ def _other_run(option: str, workdir: str, mine: ConfigDict, data) -> OtherRun:
             f"{option}: the run in {workdir!r} was trained on other tokens or another text "
             f"(fingerprint {seen} there, {here} here); config.data: {differ or 'the same'}"
         )
-    return OtherRun(workdir, config, _model(config, data, {}))
+    return OtherRun(workdir, reached, config, _model(config, data, _others(config, data)))
 
 
 class Setup(NamedTuple):
@@ -233,6 +240,8 @@ def setup(config: ConfigDict) -> Setup:
     abstract = _abstract(init, layout)
     if options.start == "bigram":
         bigram.check(abstract.params)
+    if made.objective.start:
+        jax.eval_shape(made.objective.start, abstract.params)  # raises if the parts do not fit
 
     def begin():
         state = jitted()

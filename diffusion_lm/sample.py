@@ -131,8 +131,8 @@ def samples(
     if label is not None and not 0 <= label < data.classes:
         known = f"0 to {data.classes - 1}" if data.classes else "none: it was trained without"
         raise ValueError(f"--label={label}: the labels of this model are {known}")
-    if guidance is not None and (label is None or ordered):
-        raise ValueError("--guidance needs a --label and a diffusion model")
+    if guidance is not None and (label is None or ordered or "energy" in parts.objective.families):
+        raise ValueError("--guidance needs a --label and a diffusion model without energies")
     if guidance is not None and not np.isfinite(guidance):
         raise ValueError(f"--guidance must be a number, got {guidance}")
     length = length or data.length

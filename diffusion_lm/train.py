@@ -43,6 +43,8 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
                 state = setup.init()
                 size = f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters"
                 say(f"new run in {workdir}: {size}, mesh {dict(setup.mesh.shape)}")
+                for name, other in setup.parts.others.items():
+                    say(f"{name}: {other.workdir} at step {other.step}")
             else:
                 state = saves.restore(setup.abstract)
                 say(f"going on from step {int(state.step)} in {workdir}")
@@ -61,7 +63,16 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
 def record_of(config: ConfigDict, setup: build.Setup) -> dict:
     """What a checkpoint remembers beside its state: the config, and the text it has seen."""
     text = setup.parts.data.windows("train").fingerprint
-    return {"config": json.loads(configs.to_json(config)), "data": text}
+    return {"config": json.loads(configs.to_json(config)), "data": text, "others": _others(setup)}
+
+
+def _others(setup: build.Setup) -> dict:
+    """How the parts that come from other runs are to be used."""
+    sections = ("objective", "schedule", "network")
+    return {
+        name: {section: other.config[section].to_dict() for section in sections}
+        for name, other in setup.parts.others.items()
+    }
 
 
 def check_record(record: dict, config: ConfigDict, setup: build.Setup, workdir: str) -> None:
@@ -73,6 +84,12 @@ def check_record(record: dict, config: ConfigDict, setup: build.Setup, workdir: 
             f"{workdir} was trained on another text (fingerprint {record['data']}, now {now}): its "
             "files have changed, and with them what is training and what is test"
         )
+    for name, there in record.get("others", {}).items():
+        if there != _others(setup).get(name):
+            raise ValueError(
+                f"{workdir} took its {name} from a run with another objective, schedule or network "
+                f"than the one in {config.objective[name]}"
+            )
 
 
 def _write_config(config: ConfigDict, workdir: str) -> None:

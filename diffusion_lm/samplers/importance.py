@@ -85,9 +85,8 @@ def make(
                 return categorical.draw_several(keys_R, denoiser.head(h), number)
 
             keys_x, keys_which = keys.split(keys_B, 2)
-            chunk = masked.chunk(
-                denoiser, h, 2 * z_BL.size // num_steps if number == 1 else z_BL.size
-            )
+            shown = z_BL.size // num_steps if order == "ancestral" else size
+            chunk = masked.chunk(denoiser, h, 2 * shown if number == 1 else z_BL.size)
             args = h, keys.places(keys_x, length)
             draw_BLK, log_mu_BLK = at_rows(one, where_BL, args, chunk=chunk)
             if number == 1:

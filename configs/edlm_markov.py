@@ -1,6 +1,7 @@
 """EDLM on a Markov chain with known probabilities: what the corrected sampler is worth.
 
-Command:   python launch/edlm_claims.py --workdir=runs/edlm_claims (trains all that it needs)
+Command:   python launch/edlm_claims.py --workdir=runs/edlm_claims (trains all it needs; wants the
+           extra: plots)
            alone: python -m diffusion_lm.main --config=configs/edlm_markov.py --workdir=runs/edlm
            energies of the autoregressive model: --config=configs/edlm_markov.py:ar or :coar
 Hardware:  1 CPU core; more cores or an accelerator need no change.

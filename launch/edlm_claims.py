@@ -1,6 +1,6 @@
 """EDLM's claims at CPU size, judged by the true probabilities of a Markov source.
 
-    python launch/edlm_claims.py --workdir=runs/edlm_claims [--seeds=3]
+    pip install -e '.[plots]' && python launch/edlm_claims.py --workdir=runs/edlm_claims [--seeds=3]
 
 Trains configs/md4_markov.py, ar_markov.py and edlm_markov.py for each seed (finished runs are not
 run again), draws samples from the denoiser and from the three energies with T = 4 .. 64 steps, and

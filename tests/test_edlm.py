@@ -201,6 +201,38 @@ def test_figures_tend_to_the_corrected_model():
     assert mean["paper_joint_not_a_bound"] < truth - (entropy - paper) / 2
 
 
+def constant_network(p):
+    """Predicts p at every position, whatever it sees."""
+
+    def make(**_):
+        def trunk(params, tokens, t=None, keys=None, label=None):
+            return jnp.broadcast_to(jnp.log(jnp.asarray(p)), (*tokens.shape, len(p)))
+
+        return toy.exact_network(inputs=4, outputs=3)._replace(trunk=trunk)
+
+    return make
+
+
+def test_the_bound_holds_where_weights_are_spread_widely():
+    """A point mass (truth: 0 nats) that the proposal hardly draws. Where the ratio of means is far
+    below the truth, log Z from above or not, the bound is above it."""
+    batch = keys.number({"x": jnp.zeros((8192, toy.L), int)})
+    mean = {}
+    for number in (2, 16):
+        objective = edlm.make(
+            network=None,
+            vocab_size=3,
+            proposal=toy.objective(md4, constant_network([0.1, 0.45, 0.45])),
+            ar=toy.objective(ar, constant_network([1 - 2e-8, 1e-8, 1e-8])),
+            energy="ar",
+            candidates=number,
+        )
+        run = jax.jit(lambda key, o=objective: o.figures(PARAMS, batch, key))
+        mean[number] = {n: float(v.mean()) for n, v in run(jax.random.key(0)).items()}
+    assert mean[2]["plug_in_log_z_below"] < mean[2]["plug_in_log_z_above"] < -10
+    assert mean[2]["nll"] > mean[16]["nll"] > 1
+
+
 def test_coar_is_the_autoregressive_model():
     objective = exact("coar")
     batch = keys.number({"x": jnp.asarray(toy.X)})

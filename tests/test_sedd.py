@@ -34,7 +34,8 @@ def exact(graph, parametrization="score", **options):
     return toy.objective(sedd, network, graph=graph, parametrization=parametrization, **options)
 
 
-@pytest.mark.parametrize("graph,parametrization", [tuple(v.values()) for v in sedd.VARIANTS])
+@pytest.mark.parametrize("graph", sedd.GRAPHS)
+@pytest.mark.parametrize("parametrization", sedd.PARAMETRIZATIONS)
 def test_loss_is_the_sum_over_all_jumps(graph, parametrization):
     """The drawn loss of random logits, against the definition: matrix exponentials, every y."""
     size, length, rng = 5, 4, np.random.default_rng(0)

@@ -37,9 +37,9 @@ setup(
     ],
     extras_require={
         "images": IMAGES,
-        "test": ["pytest>=8", *IMAGES],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", *IMAGES],
         "plots": ["matplotlib>=3.8"],
-        "dev": ["pytest>=8", "ruff>=0.9", "matplotlib>=3.8", *IMAGES],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "matplotlib>=3.8", *IMAGES],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "tensorboard": ["tensorboardX>=2.6"],

@@ -25,8 +25,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = (4, 8, 16, 32, 64)
-CANDIDATES = 8
-NUM, BATCH = 1024, 256
+CANDIDATES = 4
+NUM, BATCH = 256, 128
 # label -> (run, overrides of its sampler)
 METHODS = {
     "MD4": ("md4_markov", []),

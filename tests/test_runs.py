@@ -140,18 +140,18 @@ class StopAfter:
         self.number = number
 
     def run(self, argv):
-        original, number = train._progress, self.number
+        original, number = train._speed, self.number
 
         def progress(row, *rest):
             if row["step"] == number - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return original(row, *rest)
 
-        train._progress = progress
+        train._speed = progress
         try:
             return main.main(argv)
         finally:
-            train._progress = original
+            train._speed = original
 
 
 def test_another_layout_continues_the_same_run(finished, tmp_path):

@@ -138,7 +138,7 @@ def test_token_log_prob_is_log_softmax():
 @pytest.mark.parametrize(
     "options,word",
     [
-        ({"steps": 0}, "steps"),
+        ({"steps": -1}, "steps"),
         ({"ema": 1.0}, "ema"),
         ({"microbatches": 3}, "not divisible"),
         ({"start": "trigram"}, "random, bigram"),

@@ -103,7 +103,7 @@ def make(
         """The bound at one time a row: f32[B] nats per example."""
         x_BL = batch["x"]
         key_t, key_rows = jax.random.split(key)
-        keys_mask, keys_net, keys_t = keys.split(keys.rows(key_rows, batch["row"]), 3)
+        keys_t, keys_mask, keys_net = keys.split(keys.rows(key_rows, batch["row"]), 3)
         if estimator == "independent":
             t_B = independent_times(keys_t)
         else:

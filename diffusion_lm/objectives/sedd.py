@@ -139,8 +139,7 @@ def make(
         """The bound at one time a row, the times spread evenly over the batch: f32[B] nats."""
         x_BL, label_B = batch["x"], batch.get("label")
         key_t, key_rows = jax.random.split(key)
-        # split as in md4, so that the two can be compared mask by mask
-        _, keys_z, keys_net = keys.split(keys.rows(key_rows, batch["row"]), 3)
+        keys_z, keys_net = keys.split(keys.rows(key_rows, batch["row"]), 2)
         t_B = schedules.stratified_times(key_t, batch["slot"])
         if train and label_B is not None:
             label_B = hide(keys.rows_fold(keys_net, 0), label_B, classes)

@@ -6,7 +6,7 @@ Command:   python -m diffusion_lm.main --config=configs/edlm_sotu.py --workdir=r
            the whole chain, denoiser, autoregressive model, energies: python launch/edlm_chain.py
 Hardware:  2 CPU cores; more cores or an accelerator need no change.
 Cost:      nce: 200 steps of 32 sequences of 256 tokens, no head; minutes.
-Expected:  LOG.md has what the chain gave.
+Expected:  not measured at this size yet; the tests run the chain at a tiny one.
 Needs:     the runs in config.objective.proposal and, for ar and coar, config.objective.ar.
 """
 

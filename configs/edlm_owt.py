@@ -11,8 +11,8 @@ Expected:  validation perplexity 21.52 nce, 20.49 ar, 17.58 coar (published; the
 Data:      the .tar.xz archives or any folder of documents; the last 100,000 are validation.
 Needs:     the runs in config.objective.proposal and, for ar and coar, config.objective.ar.
 
-The rate, warm-up and clipping are those of the released code; how long it was trained is not
-said, so the number of steps is ours.
+The rate and the clipping are those of the released code. How long the energy was trained it does
+not say, so the number of steps is ours; the warm-up is that of configs/sedd_owt.py.
 """
 
 from ml_collections import ConfigDict

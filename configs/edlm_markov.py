@@ -6,7 +6,7 @@ Command:   python launch/edlm_claims.py --workdir=runs/edlm_claims (trains all i
            energies of the autoregressive model: --config=configs/edlm_markov.py:ar or :coar
 Hardware:  1 CPU core; more cores or an accelerator need no change.
 Cost:      nce: 0.13 M parameters, 1,000 steps of 64 x 128 tokens: a few minutes.
-Expected:  not measured yet; launch/edlm_claims.py writes docs/edlm_markov.md.
+Expected:  docs/edlm_markov.md, which launch/edlm_claims.py writes.
 Needs:     the runs in config.objective.proposal and, for ar and coar, config.objective.ar.
 """
 

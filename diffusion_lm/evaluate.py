@@ -22,6 +22,7 @@ class Run(NamedTuple):
     mesh: Mesh
     seed: int
     step: Callable  # see make_eval_step
+    translator: Callable | None = None  # of pairs, see translate.py
 
     def batches(self, split: str, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of every batch of a split, in order."""
@@ -37,6 +38,11 @@ class Run(NamedTuple):
         `rows` rows of a global batch, padding left out."""
         batch = parallel.global_batch(self.mesh, local)
         return jax.tree.map(float, self.step(self.params, batch, key, rows, score))
+
+    def translate(self, split: str, number: int, batch_size: int) -> Iterator:
+        """Translations of the first `number` sources of a split, in order."""
+        sources = self.data.windows(split).sources[:number]
+        return self.translator(self.params, sources, seed=self.seed, batch_size=batch_size)
 
 
 def make_eval_step(objective: Objective, mesh: Mesh):
@@ -61,6 +67,12 @@ def evaluate(parts: build.Parts, run: Run, step: int) -> list[dict]:
 
 def describe(row: dict) -> str:
     """A row as one line for people."""
+    if row["kind"] == "translation":
+        return (
+            f"step {row['step']} {row['evaluator']} ({row['split']}): BLEU {row['bleu']:.2f} (the "
+            f"sources' own {row['bleu_of_source']:.2f}), chrF {row['chrf']:.2f}, {row['pairs']} "
+            f"pairs, {row['candidates']} candidates by {row['choice']}, {row['calls']:.0f} calls"
+        )
     if "bits_per_token" not in row:
         rest = {k: v for k, v in row.items() if k not in ("step", "evaluator", "kind")}
         return f"step {row['step']} {row['evaluator']}: {json.dumps(rest, ensure_ascii=False)}"

@@ -51,7 +51,11 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--seed", type=int, help="0 if left out")
     group.add_argument("--temperature", type=float)
     group.add_argument("--top_p", type=float)
-    group.add_argument("--prompt", help="text to continue, or text with [MASK:n] spans")
+    group.add_argument(
+        "--prompt",
+        help="text to continue, or text with [MASK:n] spans; of a model of pairs, sources to "
+        "translate, one a line",
+    )
     group.add_argument(
         "--length", type=int, help="most tokens of the text, also more than the model's"
     )
@@ -126,7 +130,7 @@ def _restored(flags, overrides):
 
     resolved = _config(flags, overrides)
     parallel.initialize()
-    setup = build.setup(resolved)
+    setup = build.setup(resolved, flags.workdir)
     build.check_batches(resolved, setup, train=False)
     saves = checkpoint.Checkpoints(flags.workdir, read_only=True)
     train.check_record(saves.record(), resolved, setup, flags.workdir)
@@ -138,7 +142,7 @@ def _restored(flags, overrides):
 def _eval(flags, overrides):
     import jax
 
-    from diffusion_lm import evaluate, metrics, step
+    from diffusion_lm import build, evaluate, metrics, step
 
     setup, config, state = _restored(flags, overrides)
     if not config.evaluators:
@@ -150,6 +154,7 @@ def _eval(flags, overrides):
         setup.mesh,
         config.seed,
         evaluate.make_eval_step(setup.parts.objective, setup.mesh),
+        build.translator(config, setup),
     )
     log = metrics.Log(flags.workdir, "eval.jsonl")
 
@@ -167,7 +172,7 @@ def _eval(flags, overrides):
 def _sample(flags, overrides):
     import jax
 
-    from diffusion_lm import sample, step
+    from diffusion_lm import build, sample, step, translate
 
     asked = {f: getattr(flags, f) for f in ("num_steps", "temperature", "top_p")}
     asked = {field: value for field, value in asked.items() if value is not None}
@@ -179,21 +184,23 @@ def _sample(flags, overrides):
     seed = flags.seed or 0
     if not 0 <= seed < 2**32:
         raise ValueError(f"--seed must lie in [0, 2^32), got {seed}")
-    setup, _, state = _restored(flags, overrides)
-    drawn = sample.samples(
-        setup.parts,
-        step.eval_params(state),
-        sample.compiled(setup.parts.sampler, setup.mesh),
-        num=1 if flags.num_samples is None else flags.num_samples,
-        seed=seed,
-        prompt=flags.prompt or "",
-        length=flags.length or 0,
-        block=flags.block or 0,
-        label=flags.label,
-        guidance=flags.guidance,
-    )
-
-    data = setup.parts.data
+    setup, resolved, state = _restored(flags, overrides)
+    params, data = step.eval_params(state), setup.parts.data
+    if translator := build.translator(resolved, setup):
+        drawn = translate.samples(translator, params, data, _sources(flags), seed=seed)
+    else:
+        drawn = sample.samples(
+            setup.parts,
+            params,
+            sample.compiled(setup.parts.sampler, setup.mesh),
+            num=1 if flags.num_samples is None else flags.num_samples,
+            seed=seed,
+            prompt=flags.prompt or "",
+            length=flags.length or 0,
+            block=flags.block or 0,
+            label=flags.label,
+            guidance=flags.guidance,
+        )
 
     def write() -> int:
         images = []
@@ -217,6 +224,19 @@ def _sample(flags, overrides):
         return 0
 
     return write
+
+
+def _sources(flags) -> list[str]:
+    """What a model of pairs is to write for: the lines of --prompt, each num_samples times."""
+    for name in ("length", "block", "label", "guidance"):
+        if getattr(flags, name) is not None:
+            raise ValueError(f"--{name} is not for a model of pairs: give it sources by --prompt")
+    if not (flags.prompt or "").strip():
+        raise ValueError("a model of pairs wants --prompt=SOURCE, one source a line")
+    times = 1 if flags.num_samples is None else flags.num_samples
+    if times < 1:
+        raise ValueError(f"the number of samples must be at least 1, got {times}")
+    return [line for line in flags.prompt.splitlines() if line.strip() for _ in range(times)]
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Meter:
     """Means of metrics and the speed of training between two rows of the log."""
 
     def __init__(self, objective, data, params, batch_size: int):
-        batch = {"x": jax.ShapeDtypeStruct((batch_size, data.length), jnp.int32)}
+        batch = data.example(batch_size)
 
         def forward(params, batch, key):
             return objective.loss(params, keys.number(batch), key, train=True).loss
@@ -82,7 +82,7 @@ class Meter:
         self._flops = 3 * matmul_flops(forward, params, batch, key)
         self._tokens = batch_size * data.length
         windows = data.windows("train")
-        self._chars_per_token = windows.chars / windows.tokens.size
+        self._chars_per_token = windows.chars / data.scored("train", len(windows.tokens))
         # All CPU devices of a process share its cores.
         machines = jax.process_count() if jax.default_backend() == "cpu" else jax.device_count()
         self._peak = calibrate() * machines

@@ -46,7 +46,8 @@ def learning_rate_schedule(peak: float, decay: str, warmup: int, steps: int, coo
 
 def _decayed(params):
     """Weight decay touches matrices, not embeddings, scales, biases and taps."""
-    spared = ("embedding", "place", "label", "scale", "bias", "taps")
+    spared = ("embedding", "place", "label", "scale", "bias", "taps", "norm")
+    spared += ("source_embedding", "source_place")
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim >= 2 and parallel.name(path[-1:]) not in spared, params
     )

@@ -24,8 +24,9 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
     returns 0, or 128 + the number of the signal (SIGINT, SIGTERM) that asked it to stop, the state
     saved. Raises ValueError or OSError for what a user can mend.
     """
-    setup = build.setup(config)
+    setup = build.setup(config, workdir)
     build.check_batches(config, setup, train=True)
+    translator = build.translator(config, setup)
     os.makedirs(workdir, exist_ok=True)
     saves = checkpoint.Checkpoints(workdir, keep=config.train.keep)
     record = record_of(config, setup)
@@ -37,7 +38,7 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
             say(f"{workdir} is finished: step {saves.latest()} of {config.train.steps}")
             saves.close()
             return 0
-        _write_config(config, workdir)
+        _write(workdir, {"config.json": configs.to_json(config)} | setup.parts.data.files)
         with Stop() as stop:
             if saves.latest() is None:
                 state = setup.init()
@@ -48,7 +49,7 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
             else:
                 state = saves.restore(setup.abstract)
                 say(f"going on from step {int(state.step)} in {workdir}")
-            state, number = _loop(config, setup, state, saves, record, workdir, stop)
+            state, number = _loop(config, setup, translator, state, saves, record, workdir, stop)
             saves.save(number, state, record)
             saves.close()
         if number < config.train.steps:
@@ -92,21 +93,26 @@ def check_record(record: dict, config: ConfigDict, setup: build.Setup, workdir: 
             )
 
 
-def _write_config(config: ConfigDict, workdir: str) -> None:
-    if jax.process_index() == 0:
-        path = os.path.join(workdir, "config.json")
+def _write(workdir: str, files: dict[str, str]) -> None:
+    """Writes name -> content, each file whole or not at all."""
+    if jax.process_index():
+        return
+    for name, content in files.items():
+        path = os.path.join(workdir, name)
         with open(path + ".new", "w", encoding="utf-8") as file:
-            file.write(configs.to_json(config))
+            file.write(content)
         os.replace(path + ".new", path)
 
 
-def _loop(config: ConfigDict, setup: build.Setup, state, saves, record, workdir: str, stop):
+def _loop(
+    config: ConfigDict, setup: build.Setup, translator, state, saves, record, workdir: str, stop
+):
     """Trains until the last step or a stop; returns the state and its step."""
     parts, mesh, options = setup.parts, setup.mesh, step.settings(**config.train)
     start = int(state.step)
     log = metrics.Log(workdir, "metrics.jsonl", tensorboard=options.tensorboard)
     log.rewind(start)
-    inspect = _inspection(config, setup, workdir, log, start)
+    inspect = _inspection(config, setup, translator, workdir, log, start)
     if start and start % options.eval_every == 0:
         inspect(state, start)  # the stop may have come before it
     meter = metrics.Meter(parts.objective, parts.data, setup.abstract.params, options.batch_size)
@@ -165,7 +171,9 @@ def _loop(config: ConfigDict, setup: build.Setup, state, saves, record, workdir:
     return state, number
 
 
-def _inspection(config: ConfigDict, setup: build.Setup, workdir: str, log, start: int) -> Callable:
+def _inspection(
+    config: ConfigDict, setup: build.Setup, translator, workdir: str, log, start: int
+) -> Callable:
     """(state, number) -> None: evaluates, draws samples, prints and logs both."""
     parts, options = setup.parts, config.train
     texts = metrics.Log(workdir, "samples.jsonl")
@@ -175,11 +183,23 @@ def _inspection(config: ConfigDict, setup: build.Setup, workdir: str, log, start
 
     def inspect(state: step.TrainState, number: int) -> None:
         params = step.eval_params(state)
-        run = evaluate.Run(parts.data, parts.objective, params, setup.mesh, config.seed, eval_step)
+        run = evaluate.Run(
+            parts.data, parts.objective, params, setup.mesh, config.seed, eval_step, translator
+        )
         for row in evaluate.evaluate(parts, run, number):
             log.write(row)
             say(evaluate.describe(row))
-        if options.num_samples:
+        if options.num_samples and translator:
+            for (source, wanted), made in zip(
+                parts.data.windows("valid").texts,
+                run.translate("valid", options.num_samples, options.num_samples),
+                strict=False,
+            ):
+                row = {"source": source, "text": made.text, "reference": wanted}
+                texts.write({"step": number, **row, "calls": made.calls})
+                say("\n".join(["---", *(f"{name}: {text}" for name, text in row.items())]))
+            say("---")
+        elif options.num_samples:
             drawn = list(
                 sampling.samples(
                     parts,

@@ -14,8 +14,9 @@ Array = jax.Array
 Params = Any
 # A batch is a dict of arrays with a leading axis B. "x": int32[B, L] tokens; "row": int32[B], the
 # example's place in the global batch; "slot": float32[B], that place divided by the global batch
-# size; with classes, "label": int32[B]. All noise is a function of a key and of these, so it does
-# not depend on devices, microbatches or processes.
+# size; with classes, "label": int32[B]; of pairs, "src": int32[B, S], the source of each "x", both
+# filled up with their end tokens, which are nowhere else. All noise is a function of a key and of
+# these, so it does not depend on devices, microbatches or processes.
 Batch = dict[str, Array]
 
 
@@ -61,13 +62,26 @@ class Network(NamedTuple):
     """A network as pure functions. The head stands apart so that a loss can ask for chosen rows."""
 
     init: Callable[..., Params]  # (key) -> params
-    # (params, tokens[B, L], t[B] | None, dropout keys[B] | None, label[B] | None) -> h[B, L, D]; a
-    # label equal to the number of classes means "unknown"
+    # (params, tokens[B, L], t[B] | None, dropout keys[B] | None, given) -> h[B, L, D]; `given` is
+    # what all is conditioned on: a Memory; or labels int32[B], of which the number of classes means
+    # "unknown"; or None
     trunk: Callable[..., Array]
     head: Callable[..., Array]  # (params, h[..., D]) -> logits f32[..., V]
-    # (params, cache, tokens[B], position, label) -> (logits f32[B, V], cache); causal ones only
+    # (params, cache, tokens[B], position, given) -> (logits f32[B, V], cache); causal ones only
     decode: Callable[..., tuple[Array, Any]] | None = None
     cache: Callable[..., Any] | None = None  # (batch, length) -> an empty cache for `decode`
+    # (params, src[B, S], dropout keys[B] | None) -> Memory; networks of pairs only
+    encode: Callable[..., "Memory"] | None = None
+
+
+class Memory(NamedTuple):
+    """What a network of pairs makes of the sources, once for all that is predicted from them."""
+
+    keys: Array  # f[layers, B, S, H, K]
+    values: Array  # f[layers, B, S, H, K]
+    shown: Array  # bool[B, S], false where the source is filled up
+    length: Array | None  # f32[B, L], log p(length of the target); None in causal networks
+    target: Array | None = None  # bool[B, L], false where the target is filled up; None: nowhere
 
 
 class Objective(NamedTuple):
@@ -76,12 +90,13 @@ class Objective(NamedTuple):
     init: Callable[..., Params]  # (key) -> params, a dict whose keys name its parts
     loss: Callable[..., LossOutput]  # (params, batch, key, *, train) -> LossOutput
     nll: Callable[..., Array] | None  # (params, batch, key) -> f32[B] nats per example
-    # (params, cond) -> what samplers drive: a Denoiser, or a Decoder if autoregressive. cond is
-    # None or {"label": int32[B]}, with {"guidance": f32[]} for classifier-free guidance.
+    # (params, cond) -> what samplers drive: a Denoiser, a Decoder if autoregressive, an Embedder.
+    # cond is None; {"label": int32[B]}, with {"guidance": f32[]} for classifier-free guidance; or
+    # {"src": int32[B, S], "length": int32[B]}, a source and how long its target is to be.
     predict: Callable[..., Any]
     process: Callable[[Params], Process] | None  # None for autoregressive models
     # what samplers can serve it (their SERVES): "masked", "score", "state_dependent", "energy",
-    # "autoregressive"
+    # "autoregressive", "multinomial", "gaussian"
     families: tuple[str, ...]
     exact: bool = False  # True if nll is -log p(x) itself, False if an upper bound in expectation
     token_nll: Callable[..., Array] | None = None  # (params, batch) -> f32[B, L], nll by tokens
@@ -91,6 +106,8 @@ class Objective(NamedTuple):
     start: Callable[[Params], Params] | None = (
         None  # what to make of params once these are in place
     )
+    # (params, src[B, S]) -> log p(length of the target) f32[B, L]; None where the model itself ends
+    lengths: Callable[..., Array] | None = None
 
 
 class Denoiser(NamedTuple):
@@ -121,13 +138,26 @@ class Decoder(NamedTuple):
     start: int  # the token that stands before the first one
 
 
+class Embedder(NamedTuple):
+    """What diffusion on embeddings offers to samplers: z_t = signal z_0 + noise eps, of width E."""
+
+    # (z[B, L, E], before[B, L, E], t[B]) -> the prediction of z_0; `before` is an earlier one, or 0
+    denoise: Callable[..., Array]
+    log_prob: Callable[[Array], Array]  # z_0[..., E] -> log p(token) f32[..., V]
+    levels: Callable[..., tuple[Array, Array]]  # (t, F) -> (signal, noise)
+    factor: float  # F in training
+    width: int  # E
+
+
 class Samples(NamedTuple):
     """tokens: int32[B, L]; calls: int32[], how often a network ran on the whole batch; effective:
-    f32[steps, B], the effective sample size of steps that choose among candidates, else NaN."""
+    f32[steps, B], the effective sample size of steps that choose among candidates, else NaN;
+    score: f32[B], the model's own log-probability of what it wrote, in nats, where it has one."""
 
     tokens: Array
     calls: Array
     effective: Array | None = None
+    score: Array | None = None
 
 
 class Sampler(NamedTuple):

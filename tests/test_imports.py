@@ -20,7 +20,7 @@ ALLOWED = {
     "data": {"data"},
 }
 # one-way roads between objectives
-SIBLINGS = {"genmd4": {"md4"}, "edlm": {"md4", "ar"}, "sedd": {"md4"}}
+SIBLINGS = {"genmd4": {"md4"}, "edlm": {"md4", "ar"}, "sedd": {"md4"}, "rdm": {"md4"}}
 
 
 def ours(path):

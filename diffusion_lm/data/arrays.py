@@ -42,6 +42,11 @@ def batches(
     return iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
 
+def example(columns: Columns, size: int) -> Columns:
+    """A batch of `size` rows of zeros, to see shapes by: int32[size, ...]."""
+    return {name: np.zeros((size, *a.shape[1:]), np.int32) for name, a in columns.items()}
+
+
 def evaluation_batches(
     columns: Columns, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Columns]:

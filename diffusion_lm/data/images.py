@@ -53,12 +53,22 @@ class ImageData(NamedTuple):
     splits: dict[str, Images]
     shape: tuple[int, int, int]
     classes: int  # 0 leaves labels out
+    of_sources: dict = {}
+    files: dict[str, str] = {}
 
     def windows(self, split: str) -> Images:
         """The images of a split; ValueError if it does not exist."""
         if split not in self.splits:
             raise ValueError(f"unknown split {split!r}, choices: {', '.join(self.splits)}")
         return self.splits[split]
+
+    def scored(self, split: str, number: int) -> int:
+        """The tokens that the first `number` windows of a split are scored for."""
+        return number * self.length
+
+    def example(self, size: int) -> arrays.Columns:
+        """A batch of zeros, see arrays.example."""
+        return arrays.example(self._columns("train"), size)
 
     def batches(self, split: str, **options) -> Iterator[arrays.Columns]:
         """Endless batches {"x": int32[b, L]}, with classes also "label": int32[b]; the options are

@@ -60,6 +60,8 @@ class TextData(NamedTuple):
     shape: None = None  # of one example, if it is an image
     classes: int = 0  # of labels
     source: np.ndarray | None = None  # the probabilities the text was drawn from (markov.py)
+    of_sources: dict = {}  # what a network must know of the sources of pairs (pairs.py)
+    files: dict[str, str] = {}  # what a run keeps in its folder, name -> content
 
     def windows(self, split: str) -> Windows:
         """The windows of a split; ValueError if it does not exist or has none."""
@@ -73,6 +75,14 @@ class TextData(NamedTuple):
                 f"tokens in {windows.documents} documents; splits with windows: {full}"
             )
         return windows
+
+    def scored(self, split: str, number: int) -> int:
+        """The tokens that the first `number` windows of a split are scored for."""
+        return number * self.length
+
+    def example(self, size: int) -> arrays.Columns:
+        """A batch of zeros, see arrays.example."""
+        return arrays.example({"x": self.windows("train").tokens}, size)
 
     def batches(self, split: str, **options) -> Iterator[dict[str, np.ndarray]]:
         """Endless batches {"x": int32[b, length]}; the options are those of arrays.batches."""

@@ -77,6 +77,51 @@ def load(*, name: str, vocab_size: int | None = None, alphabet: str | None = Non
     return _finish(name, pieces, encode, _GPT2_PATTERN)
 
 
+def train_bpe(texts: list[str], vocab_size: int) -> list[str]:
+    """The merged pieces of a byte-level BPE, a character a byte (Latin-1), in the order of their
+    ids, which begin at 256; the bytes and the end token count to `vocab_size`. As GPT-2's, it
+    merges nothing across words. Needs the package tokenizers."""
+    try:
+        import tokenizers as hf
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "tokenizer 'bpe' wants the extra: pip install 'diffusion_lm[pairs]'"
+        ) from None
+    trained = hf.Tokenizer(hf.models.BPE())
+    trained.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=alphabet,
+    )
+    trained.train_from_iterator(texts, trainer)
+    # The library writes a byte as its own character if that prints, else as one from U+0100 on.
+    own = [c for c in alphabet if ord(c) < 256]
+    others = [chr(b) for b in range(256) if chr(b) not in own]
+    to_byte = dict(zip(alphabet, own + others, strict=True))
+    ids = trained.get_vocab()
+    pieces = sorted(ids, key=ids.get)[256:]  # the alphabet comes first
+    return ["".join(to_byte[c] for c in piece) for piece in pieces]
+
+
+def bpe(merged: list[bytes]) -> Tokenizer:
+    """The tokenizer of the merged pieces that `train_bpe` found."""
+    pieces = [*(bytes([b]) for b in range(256)), *merged]
+    coder = tiktoken.Encoding(
+        "pairs",
+        pat_str=_GPT2_PATTERN,
+        mergeable_ranks={piece: i for i, piece in enumerate(pieces)},
+        special_tokens={},
+    )
+
+    def encode(text: str) -> np.ndarray:
+        return coder.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+
+    return _finish("bpe", pieces, encode, _GPT2_PATTERN)
+
+
 def check(*, name: str, vocab_size: int | None, alphabet: str | None) -> None:
     """Raises ValueError for options that `load` would refuse; costs nothing."""
     if name not in NAMES:

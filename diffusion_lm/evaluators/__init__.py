@@ -19,7 +19,7 @@ def number_of_windows(run, split: str, max_windows: int) -> int:
 def row(run, split: str, number: int, nats: float) -> dict:
     """What every likelihood says of the first `number` windows, given the sum of their nats."""
     data, windows = run.data, run.data.windows(split)
-    tokens = number * data.length
+    tokens = data.scored(split, number)
     bits = nats / math.log(2)
     score = {"split": split, "bits_per_token": bits / tokens}
     if data.shape:

@@ -38,7 +38,7 @@ def make(
     def evaluate(run) -> dict:
         """One row of results for an `evaluate.Run`."""
         number = evaluators.number_of_windows(run, split, max_windows)
-        batches, tokens = -(-number // batch_size), number * run.data.length
+        batches, tokens = -(-number // batch_size), run.data.scored(split, number)
         exact, score = run.objective.exact, run.objective.figures or _alone(run.objective.nll)
         nats = []  # draws of batches of sums by name
         error, reached = 0.0 if exact else None, exact

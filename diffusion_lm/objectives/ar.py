@@ -1,6 +1,7 @@
 """The autoregressive baseline: -log p(x) = - sum_n log p(x^n | x^{<n}), exact.
 
-The first token is predicted from a start token, the id of the end of a document.
+The first token is predicted from a start token, the id of the end of a document. With a source, all
+is conditioned on it, and a target counts up to and with the first end token.
 """
 
 import jax
@@ -11,28 +12,52 @@ from diffusion_lm.ops.cross_entropy import token_log_prob
 from diffusion_lm.types import Decoder, LossOutput, Objective, ratio
 
 
-def make(*, network, vocab_size: int, start: int) -> Objective:
-    """Next-token prediction on windows x: int32[B, L] with ids below V."""
+def make(*, network, vocab_size: int, start: int, label_smoothing: float = 0.0) -> Objective:
+    """Next-token prediction on windows x: int32[B, L] with ids below V, or on targets, with the
+    label smoothing (0: none) that translation models are trained with.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"objective.label_smoothing must lie in [0, 1), got {label_smoothing}")
     net = network(inputs=vocab_size, outputs=vocab_size, causal=True, time_input=False)
 
     def init(key):
         return {"network": net.init(key)}
 
-    def nats(params, batch, keys_drop):  # f32[B, L]
+    def given(params, batch, keys_drop):
+        """What the network is conditioned on: a source, a label, or nothing."""
+        if net.encode is None:
+            return batch.get("label")
+        return net.encode(params["network"], batch["src"], keys_drop)
+
+    def logits(params, batch, keys_drop):  # f32[B, L, V]
         x_BL = batch["x"]
         before_BL = jnp.concatenate([jnp.full_like(x_BL[:, :1], start), x_BL[:, :-1]], axis=1)
-        h_BLD = net.trunk(params["network"], before_BL, None, keys_drop, batch.get("label"))
-        return -token_log_prob(net.head(params["network"], h_BLD), x_BL)
+        condition = given(params, batch, keys_drop)
+        h_BLD = net.trunk(params["network"], before_BL, None, keys_drop, condition)
+        return net.head(params["network"], h_BLD)
+
+    def counted(batch):
+        """The tokens that are scored: bool[B, L]; of a target the first end token is the last."""
+        x_BL = batch["x"]
+        if net.encode is None:
+            return jnp.ones(x_BL.shape, bool)
+        return jnp.arange(x_BL.shape[1]) <= (x_BL != start).sum(1, keepdims=True)
 
     def loss(params, batch, key, *, train):
         keys_drop = keys.rows(key, batch["row"]) if train else None
-        nats_B = nats(params, batch, keys_drop).sum(1)
-        tokens_B = jnp.full(nats_B.shape, batch["x"].shape[1], jnp.float32)
-        return LossOutput(nats_B, tokens_B, {"nats_per_token": ratio(nats_B, tokens_B)})
+        logits_BLV, counted_BL = logits(params, batch, keys_drop), counted(batch)
+        nats_BL = jnp.where(counted_BL, -token_log_prob(logits_BLV, batch["x"]), 0)
+        tokens_B = counted_BL.sum(1).astype(jnp.float32)
+        metrics = {"nats_per_token": ratio(nats_BL, tokens_B)}
+        if label_smoothing:
+            uniform_BL = jnp.where(counted_BL, -jax.nn.log_softmax(logits_BLV).mean(-1), 0)
+            nats_BL = (1 - label_smoothing) * nats_BL + label_smoothing * uniform_BL
+        return LossOutput(nats_BL.sum(1), tokens_B, metrics)
 
     def token_nll(params, batch):
-        """-log p(x^n | x^{<n}): f32[B, L] nats."""
-        return nats(params, batch, None)
+        """-log p(x^n | x^{<n}): f32[B, L] nats, 0 behind the end of a target."""
+        nats_BL = -token_log_prob(logits(params, batch, None), batch["x"])
+        return jnp.where(counted(batch), nats_BL, 0)
 
     def nll(params, batch, key=None):
         """-log p(x): f32[B] nats per example."""
@@ -40,10 +65,10 @@ def make(*, network, vocab_size: int, start: int) -> Objective:
 
     def predict(params, cond=None):
         """A Decoder: log p of the next token, one position at a time."""
-        label_B = None if cond is None else cond["label"]
+        condition = None if cond is None else given(params, cond, None)
 
         def step(cache, token_B, at):
-            logits_BV, cache = net.decode(params["network"], cache, token_B, at, label_B)
+            logits_BV, cache = net.decode(params["network"], cache, token_B, at, condition)
             return jax.nn.log_softmax(logits_BV), cache
 
         return Decoder(net.cache, step, start)

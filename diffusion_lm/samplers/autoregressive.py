@@ -12,7 +12,8 @@ SERVES = ("autoregressive",)
 
 def make(*, objective: Objective, temperature: float = 1.0, top_p: float = 1.0) -> Sampler:
     """Samples tokens in order. A token that is given is clamped, and conditions only what follows:
-    infilling a span with text behind it is not exact, and `diffusion_lm.sample` refuses it."""
+    infilling a span with text behind it is not exact, and `diffusion_lm.sample` refuses it. With a
+    source, a row ends with its first end token, and the calls when all rows have."""
     samplers.check("autoregressive", objective)
     categorical.check(temperature=temperature, top_p=top_p)
 
@@ -20,18 +21,29 @@ def make(*, objective: Objective, temperature: float = 1.0, top_p: float = 1.0) 
         decoder = objective.predict(params, cond)
         size, length = prompt_BL.shape
 
+        ends = cond is not None and "src" in cond
+
         def step(carry):
-            tokens_BL, cache, at = carry
+            tokens_BL, cache, at, score_B, done_B = carry
             before_B = jnp.where(at > 0, tokens_BL[:, at - 1], decoder.start)
             log_p, cache = decoder.step(cache, before_B, at)
-            log_p = categorical.shape(log_p, temperature=temperature, top_p=top_p)
-            drawn_B = categorical.draw(keys.rows_fold(keys_B, at), log_p)
-            drawn_B = jnp.where(free_BL[:, at], drawn_B, tokens_BL[:, at])
-            return tokens_BL.at[:, at].set(drawn_B), cache, at + 1
+            shaped = categorical.shape(log_p, temperature=temperature, top_p=top_p)
+            drawn_B = categorical.draw(keys.rows_fold(keys_B, at), shaped)
+            open_B = free_BL[:, at] & ~done_B
+            token_B = jnp.where(free_BL[:, at], drawn_B, tokens_BL[:, at])
+            if ends:
+                token_B = jnp.where(done_B, decoder.start, token_B)
+                done_B = done_B | (token_B == decoder.start)
+            own_B = jnp.take_along_axis(log_p, token_B[:, None], axis=1)[:, 0]
+            score_B = score_B + jnp.where(open_B, own_B, 0)
+            return tokens_BL.at[:, at].set(token_B), cache, at + 1, score_B, done_B
 
         end = (free_BL * jnp.arange(1, length + 1)).max()  # nothing is to be written from there on
-        carry = prompt_BL, decoder.cache(size, length), jnp.int32(0)
-        tokens_BL, _, calls = jax.lax.while_loop(lambda c: c[2] < end, step, carry)
-        return Samples(tokens_BL, calls)
+        zeros = jnp.zeros(size)
+        carry = prompt_BL, decoder.cache(size, length), jnp.int32(0), zeros, zeros > 0
+        tokens_BL, _, calls, score_B, _ = jax.lax.while_loop(
+            lambda c: (c[2] < end) & ~c[4].all(), step, carry
+        )
+        return Samples(tokens_BL, calls, score=score_B)
 
     return Sampler(sample)

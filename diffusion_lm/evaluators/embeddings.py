@@ -1,0 +1,93 @@
+"""The health of Difformer's embeddings, and what the network leans on (arXiv 2212.09412).
+
+Collapsed embeddings lie close to each other beside the noise, so that nothing can be told apart;
+well parted ones, under little noise, are read off z_t without any source. Both show here.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_lm import evaluators, keys
+from diffusion_lm.types import Objective
+
+TIMES = 16  # for the copy score, evenly spaced
+
+
+def make(*, objective: Objective, split: str = "valid", max_pairs: int = 256):
+    """Measures on the embeddings of the target tokens that the training split holds, and on the
+    first `max_pairs` pairs of `split`:
+
+      mean_cosine        over all pairs of different tokens; 1 when collapsed
+      nearest_distance   from z_0 to the nearest other z_0, mean over tokens, divided by F sqrt(D)
+      effective_rank     exp(entropy) of the singular values of the centred table, of at most D
+      norm               mean |E|; z_0 has sqrt(D) times that
+      copy_score         how often the nearest signal z_0 to z_t is the answer already, t uniform
+      accuracy           of the prediction at z_t with the right source, t uniform
+      accuracy_with_wrong_source  with that of another pair: what is taken from z_t alone
+    """
+    evaluators.check(batch_size=1, max_windows=max_pairs - 1)
+    if "gaussian" not in objective.families:
+        raise ValueError("the embeddings evaluator is for diffusion on embeddings: difformer")
+
+    @jax.jit
+    def accuracy(params, batch, key):
+        metrics = objective.loss(params, keys.number(batch), key, train=False).metrics
+        return metrics["accuracy"].sum / metrics["accuracy"].count
+
+    def evaluate(run) -> dict:
+        data, pairs = run.data, run.data.windows(split)
+        table = np.asarray(run.params["network"]["embedding"], np.float64)[: data.vocab_size]
+        seen = np.bincount(data.windows("train").tokens.reshape(-1), minlength=len(table)) > 0
+        seen[data.tokenizer.end] = False
+        cond = {
+            "src": jnp.asarray(pairs.sources[:1], jnp.int32),
+            "length": jnp.ones(1, jnp.int32),
+        }
+        model = objective.predict(run.params, cond)
+        x, src = (np.asarray(a[:max_pairs], np.int32) for a in (pairs.tokens, pairs.sources))
+        key = keys.stream(run.seed, f"embeddings {split}")
+        answer = np.asarray(x[x != data.tokenizer.end])
+        return {
+            "kind": "embeddings",
+            "split": split,
+            **health(table[seen], model.factor),
+            "copy_score": copied(table, answer, model, np.random.default_rng(run.seed)),
+            "accuracy": float(accuracy(run.params, {"x": x, "src": src}, key)),
+            "accuracy_with_wrong_source": float(
+                accuracy(run.params, {"x": x, "src": np.roll(src, 1, axis=0)}, key)
+            ),
+        }
+
+    return evaluate
+
+
+def health(table: np.ndarray, factor: float) -> dict[str, float]:
+    """The first four figures of an embedding table f64[V, D], at least two rows."""
+    number, width = table.shape
+    length = np.linalg.norm(table, axis=1)
+    unit = table / np.maximum(length, 1e-30)[:, None]
+    square = length[:, None] ** 2 + length**2 - 2 * table @ table.T
+    np.fill_diagonal(square, np.inf)
+    nearest = np.sqrt(np.maximum(square.min(1), 0))  # of z_0 it is sqrt(D) times that
+    singular = np.linalg.svd(table - table.mean(0), compute_uv=False)
+    share = singular / max(singular.sum(), 1e-30)
+    entropy = -(share * np.log(np.maximum(share, 1e-30))).sum()
+    return {
+        "mean_cosine": float(((unit.sum(0) ** 2).sum() - number) / (number * (number - 1))),
+        "nearest_distance": float(nearest.mean() / factor),
+        "effective_rank": float(np.exp(entropy)),
+        "norm": float(length.mean()),
+    }
+
+
+def copied(table, answer, model, rng) -> float:
+    """The copy score over tokens int[N], each seen at every one of TIMES times."""
+    clean, hits = np.sqrt(table.shape[1]) * table, []
+    for t in (np.arange(TIMES) + 0.5) / TIMES:
+        signal, noise = (float(a) for a in model.levels(jnp.float32(t), model.factor))
+        z = signal * clean[answer] + noise * rng.standard_normal((len(answer), table.shape[1]))
+        # argmin |z - a z_0|^2, with |z|^2 left out
+        square = signal**2 * (clean**2).sum(1) - 2 * signal * z @ clean.T
+        hits.append((square.argmin(1) == answer).mean())
+    return float(np.mean(hits))

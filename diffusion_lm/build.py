@@ -311,9 +311,15 @@ def translator(config: ConfigDict, made: Setup) -> typing.Callable | None:
         reranker = translate.Reranker(other.model.objective, params)
     facts = {"distillation": config.data.distillation, "sampler": config.sampler.name}
     facts |= {f"sampler_{k}": v for k, v in config.sampler.items() if k != "name"}
-    whole = parallel.replicated(made.mesh)
     return translate.translator(
-        made.parts.objective, made.parts.sampler, data, options, reranker, facts, whole
+        made.parts.objective,
+        made.parts.sampler,
+        data,
+        options,
+        reranker,
+        facts,
+        abstract=made.abstract.params,
+        out_shardings=parallel.replicated(made.mesh),
     )
 
 

@@ -75,18 +75,26 @@ def translator(
     options: Settings,
     reranker: Reranker | None,
     facts: dict,
+    *,
+    abstract: Params = None,
     out_shardings=None,
 ) -> Callable[..., Iterator[Translation]]:
     """(params, src int[N, S], *, seed, batch_size) -> an iterator of N Translations, in order.
 
     What is drawn for a source depends on (seed, its place in src) alone. `facts` go into the
-    protocol of each.
+    protocol of each; `abstract` are the shapes of the parameters. Raises ValueError for what does
+    not go together.
     """
     ordered = objective.lengths is None
     if ordered and options.length_beam > 1:
         raise ValueError(
             f"decoding.length_beam={options.length_beam}: an autoregressive model ends its targets "
             "itself; decoding.noise_beam draws several"
+        )
+    if options.length_beam >= data.length:
+        raise ValueError(
+            f"decoding.length_beam={options.length_beam}, but targets have 1 to {data.length - 1} "
+            "tokens"
         )
     number = options.length_beam * options.noise_beam
     protocol = {"candidates": number, **options._asdict(), **facts}
@@ -105,13 +113,24 @@ def translator(
             length_BN = jnp.repeat(lengths_of(params, src_BS), options.noise_beam, axis=1)
             cond["length"] = length_BN.reshape(-1)
             free_RL = jnp.arange(data.length) < cond["length"][:, None]
-        return sampler.sample(params, keys.rows(key, row_R), prompt_RL, free_RL, cond)
+        out = sampler.sample(params, keys.rows(key, row_R), prompt_RL, free_RL, cond)
+        if out.score is None:
+            if number > 1 and options.choice in ("model", "energy"):
+                raise ValueError(
+                    f"decoding.choice {options.choice!r} wants a sampler that scores what it "
+                    "writes: routing, gaussian, autoregressive; or choose 'mbr' or 'ar'"
+                )
+            out = out._replace(score=jnp.zeros(len(src_RS)))
+        return out
 
     def judged(params, x_RL, src_BS):
         """log p(x | src) under the reranker, f32[R] nats."""
         batch = {"x": x_RL, "src": jnp.repeat(src_BS, number, axis=0)}
         return -reranker.objective.token_nll(params, batch).sum(1)
 
+    key, row_B = jax.random.key(0), jnp.zeros(1, jnp.int32)
+    src_BS = jnp.zeros((1, data.source_length), jnp.int32)
+    jax.eval_shape(candidates, abstract, key, row_B, src_BS)  # raises before anything is trained
     candidates = jax.jit(candidates, out_shardings=out_shardings)
     judged = jax.jit(judged, out_shardings=out_shardings)
 

@@ -124,6 +124,8 @@ def test_what_does_not_go_together(folder, rdm_run, ar_run, text_file, capsys):
         (text, "rdm", "routing", {}, "is for pairs"),
         (text, "rdm", "routing", {"network": plain}, "needs pairs"),
         (toy, "ar", "autoregressive", {"decoding": {"length_beam": 2}}, "ends its targets itself"),
+        (toy, "rdm", "ancestral", {"decoding": {"noise_beam": 2}}, "scores what it"),
+        (toy, "rdm", "routing", {"decoding": {"length_beam": 9}}, "targets have 1 to 8 tokens"),
         (toy, "rdm", "routing", {"decoding": {"choice": "ar", "reranker": rdm_run}}, "no autoreg"),
         (TOY | {"pairs": 90}, "rdm", "routing", {"decoding": {"choice": "ar", "reranker": ar_run}},
          "another text"),
@@ -161,7 +163,7 @@ def test_the_trained_tokenizer_stays_with_the_run(folder, capsys):
 class Data:
     """Targets are written in digits; 9 ends them."""
 
-    length, of_sources = 5, {"source_length": 3}
+    length, source_length = 5, 3
 
     class tokenizer:
         end = 9

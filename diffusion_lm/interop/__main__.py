@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="a folder with model.safetensors (or its index) and config.json, or a file",
     )
-    into.add_argument("--kind", required=True, help="sedd, mdlm or mdlm_ar")
+    into.add_argument("--kind", required=True, help="sedd, mdlm, mdlm_ar or gpt2")
     into.add_argument("--workdir", metavar="DIR", required=True, help="of the run that is made")
     into.add_argument(
         "--ema",

@@ -3,6 +3,7 @@
 sedd      SEDD's adaLN transformer (louaaron/sedd-small, -medium)
 mdlm      MDLM's, the same layout (kuleshov-group/mdlm-owt)
 mdlm_ar   MDLM's autoregressive baseline: without sigma and adaLN
+gpt2      GPT-2 (openai-community/gpt2)
 """
 
 import math
@@ -12,9 +13,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-KINDS = ("sedd", "mdlm", "mdlm_ar")
-PREFIXES = ("module.", "_orig_mod.", "backbone.")  # what training loops put before names
-BUFFER = "rotary_emb.inv_freq"  # of all kinds, a constant
+KINDS = ("sedd", "mdlm", "mdlm_ar", "gpt2")
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "transformer.")  # that may stand before names
+BUFFER = "rotary_emb.inv_freq"  # a constant of all but GPT-2
+MASK = re.compile(r"h\.\d{1,4}\.attn\.bias")  # of GPT-2: which positions see which
 
 
 class Place(NamedTuple):
@@ -22,7 +24,8 @@ class Place(NamedTuple):
 
     path: tuple[str, ...]
     layer: int | None  # of those that are stacked over layers
-    fed: int  # how many leading axes of ours are a matrix's input: theirs is [out, in]; 0: as it is
+    fed: int  # how many leading axes of ours are a matrix's input; 0: no such matrix
+    turned: bool  # theirs is [out, in], of torch's Linear; else [in, out], of GPT-2's Conv1D
 
 
 # Their name -> ours and `fed` of a Place.
@@ -52,15 +55,38 @@ WHOLE = {
 }
 
 
+GPT2_BLOCK = {
+    "ln_1.weight": ("norm1/scale", 0),
+    "ln_1.bias": ("norm1/bias", 0),
+    "attn.c_attn.weight": ("qkv/kernel", 1),
+    "attn.c_attn.bias": ("qkv/bias", 0),
+    "attn.c_proj.weight": ("out/kernel", 2),
+    "attn.c_proj.bias": ("out/bias", 0),
+    "ln_2.weight": ("norm2/scale", 0),
+    "ln_2.bias": ("norm2/bias", 0),
+    "mlp.c_fc.weight": ("up/kernel", 1),
+    "mlp.c_fc.bias": ("up/bias", 0),
+    "mlp.c_proj.weight": ("down/kernel", 1),
+    "mlp.c_proj.bias": ("down/bias", 0),
+}
+GPT2_WHOLE = {
+    "wte.weight": ("embedding", 0),
+    "wpe.weight": ("place", 0),
+    "ln_f.weight": ("output/scale", 0),
+    "ln_f.bias": ("output/bias", 0),
+}
+
+
 def places(params) -> dict[str, Place]:
     """Their names and the places, of a network's parameters, abstract or not."""
+    ours = "head" in params  # GPT-2's is the embedding
+    whole, block, stem = (WHOLE, BLOCK, "blocks") if ours else (GPT2_WHOLE, GPT2_BLOCK, "h")
     out = {}
-    for name, (path, fed) in WHOLE.items():
-        out[name] = Place(tuple(path.split("/")), None, fed)
-    layers = params["blocks"]["norm1"]["scale"].shape[0]
-    for layer in range(layers):
-        for name, (path, fed) in BLOCK.items():
-            out[f"blocks.{layer}.{name}"] = Place(("blocks", *path.split("/")), layer, fed)
+    for name, (path, fed) in whole.items():
+        out[name] = Place(tuple(path.split("/")), None, fed, ours)
+    for layer in range(params["blocks"]["norm1"]["scale"].shape[0]):
+        for name, (path, fed) in block.items():
+            out[f"{stem}.{layer}.{name}"] = Place(("blocks", *path.split("/")), layer, fed, ours)
     return {name: place for name, place in out.items() if _get(params, place.path) is not None}
 
 
@@ -76,8 +102,9 @@ def shape_of(params, place: Place) -> tuple[int, ...]:
     """The shape that their tensor has."""
     shape = _get(params, place.path).shape[0 if place.layer is None else 1 :]
     if not place.fed:
-        return shape
-    return math.prod(shape[place.fed :]), math.prod(shape[: place.fed])
+        return (math.prod(shape),) if place.path[-1] == "bias" else shape
+    sides = math.prod(shape[: place.fed]), math.prod(shape[place.fed :])
+    return sides[::-1] if place.turned else sides
 
 
 def to_ours(abstract, read):
@@ -86,7 +113,7 @@ def to_ours(abstract, read):
     for name, place in places(abstract).items():
         leaf, value = _get(out, place.path), read(name)
         target = leaf[...] if place.layer is None else leaf[place.layer]
-        target[...] = (value.T if place.fed else value).reshape(target.shape)
+        target[...] = (value.T if place.fed and place.turned else value).reshape(target.shape)
     return out
 
 
@@ -96,15 +123,28 @@ def to_theirs(params) -> dict[str, np.ndarray]:
     for name, place in places(params).items():
         value = _get(params, place.path)
         value = value if place.layer is None else value[place.layer]
-        if place.fed:
-            value = value.reshape(math.prod(value.shape[: place.fed]), -1).T
-        out[name] = np.ascontiguousarray(value)
+        shape = shape_of(params, place)
+        if place.fed and place.turned:
+            value = value.reshape(shape[::-1]).T
+        out[name] = np.ascontiguousarray(value.reshape(shape))
     return out
 
 
-def rotary(size: int) -> np.ndarray:
-    """The rotary frequencies of heads of a size, as the released code computes them."""
-    exponent = np.arange(0, size, 2).astype(np.float32) / np.float32(size)
+def constant_shape(kind: str, name: str, network) -> tuple[int, ...] | None:
+    """The shape of a tensor that is no parameter, by our options of the network; None if it is
+    one, or unknown."""
+    if kind == "gpt2":
+        length = network["positions"]
+        return (1, 1, length, length) if MASK.fullmatch(name) else None
+    return (network["width"] // network["heads"] // 2,) if name == BUFFER else None
+
+
+def constant(kind: str, name: str, network) -> np.ndarray:
+    """What it holds: which positions see which, or the rotary frequencies."""
+    if kind == "gpt2":
+        return np.tri(network["positions"], dtype=np.float32)[None, None]
+    size = network["width"] // network["heads"]
+    exponent = np.arange(0, size, 2).astype(np.float32) / np.float32(size)  # as torch rounds
     return np.float32(1) / np.float32(1e4) ** exponent
 
 
@@ -133,9 +173,13 @@ def sizes(kind: str, config: dict, shapes: dict[str, tuple]) -> Sizes:
     """Sizes by a config.json ({}: none) and, where it is silent, by tensors' shapes. Raises
     ValueError for what is not there, of the wrong type or not supported."""
     model, rest = _sections(config)
-    embedding, up = shapes.get("vocab_embed.embedding", ()), shapes.get("blocks.0.mlp.0.bias", ())
+    names = {"embedding": "vocab_embed.embedding", "up": "blocks.0.mlp.0.bias"}
+    if kind == "gpt2":
+        names = {"embedding": "wte.weight", "up": "h.0.mlp.c_fc.bias"}
+    embedding, up = (shapes.get(name, ()) for name in names.values())
     sigma, half = shapes.get("sigma_map.mlp.2.bias", ()), shapes.get(BUFFER, ())
-    numbers = [int(m[1]) for name in shapes if (m := re.match(r"blocks\.(\d{1,4})\.", name))]
+    found = (re.match(r"(?:blocks|h)\.(\d{1,4})\.", name) for name in shapes)
+    numbers = [int(match[1]) for match in found if match]
 
     def size(*names, found=()):
         """An integer that stands under one of the names, or the first that is found."""
@@ -160,7 +204,7 @@ def sizes(kind: str, config: dict, shapes: dict[str, tuple]) -> Sizes:
             )
         return value
 
-    width = size("hidden_size", "hidden_dim", found=embedding[1:2])
+    width = size("hidden_size", "hidden_dim", "n_embd", found=embedding[1:2])
     graph, noise = "absorbing", {"name": "linear"}
     if kind == "sedd":
         graph = _section(rest, "graph").get("type", "absorb")
@@ -175,6 +219,13 @@ def sizes(kind: str, config: dict, shapes: dict[str, tuple]) -> Sizes:
         ):
             ends = [_real(f"noise.{n}", given.get(n)) for n in ("sigma_min", "sigma_max")]
             noise = {"name": "geometric", "minimum": ends[0], "maximum": ends[1]}
+    if kind == "gpt2":  # what the network does not have
+        choice("activation_function", rest.get("activation_function", "gelu_new"), ("gelu_new",))
+        choice("layer_norm_epsilon", rest.get("layer_norm_epsilon", 1e-5), (1e-5,))
+        choice("tie_word_embeddings", rest.get("tie_word_embeddings", True), (True,))
+        for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+            choice(name, rest.get(name, False), (False,))
+        choice("scale_attn_weights", rest.get("scale_attn_weights", True), (True,))
     tokens = rest.get("tokens")
     if kind == "sedd" and tokens is not None:
         rows = size("tokens") + (graph == "absorbing")
@@ -183,21 +234,22 @@ def sizes(kind: str, config: dict, shapes: dict[str, tuple]) -> Sizes:
     mask = model.get("mask_index", rest.get("mask_index"))
     if mask is not None and (type(mask) is not int or not 0 <= mask < rows):
         raise ValueError(f"config.json: mask_index must lie in 0..{rows - 1}, got {mask!r:.60}")
+    rate = model.get("dropout", rest.get("dropout", rest.get("resid_pdrop", 0.1)))
     timed = model.get("time_conditioning", rest.get("time_conditioning", False))
     choice("time_conditioning", timed, (False, True))
-    layers = size("n_blocks", found=[max(numbers) + 1] if numbers else [])
+    layers = size("n_blocks", "n_layer", found=[max(numbers) + 1] if numbers else [])
     if layers > 1000:
         raise ValueError(f"config.json: n_blocks must be at most 1000, got {layers}")
     return Sizes(
         layers=layers,
         width=width,
-        heads=size("n_heads", found=[width // (2 * half[0])] if half and half[0] else []),
+        heads=size("n_heads", "n_head", found=[width // (2 * half[0])] if half and half[0] else []),
         hidden=up[0] if up else 4 * width,
-        condition_width=size("cond_dim", found=sigma) if kind != "mdlm_ar" else 128,
+        condition_width=size("cond_dim", found=sigma) if kind in ("sedd", "mdlm") else 128,
         rows=rows,
         mask=None if mask == rows - 1 else mask,
-        length=size("length", "model_length", found=[LENGTH]),
-        dropout_rate=_real("dropout", model.get("dropout", rest.get("dropout", 0.1))),
+        length=size("length", "model_length", "n_positions", found=[LENGTH]),
+        dropout_rate=_real("dropout", rate),
         time_input=kind == "sedd" or (kind == "mdlm" and bool(timed)),
         graph=graph,
         noise=noise,
@@ -240,15 +292,21 @@ def run_config(kind: str, s: Sizes) -> dict:
         "mask": s.mask,
         "told": "sigma" if kind == "sedd" else "t",
     }
+    if kind == "gpt2":
+        common = ("name", "layers", "width", "heads", "hidden", "dropout_rate", "rows")
+        network = {name: network[name] for name in common} | {"positions": s.length}
+        network["name"] = "gpt2"
     objective = {
         "sedd": {"name": "sedd", "graph": s.graph},
         "mdlm": {"name": "md4", "time_input": s.time_input},
         "mdlm_ar": {"name": "ar"},
+        "gpt2": {"name": "ar"},
     }[kind]
     sampler = {
         "sedd": {"name": "score", "num_steps": 128},
         "mdlm": {"name": "ancestral", "num_steps": 128},
         "mdlm_ar": {"name": "autoregressive"},
+        "gpt2": {"name": "autoregressive"},
     }[kind]
     return {
         "data": {"name": "text", "source": "sotu", "tokenizer": "gpt2", "length": s.length},
@@ -271,11 +329,13 @@ def run_config(kind: str, s: Sizes) -> dict:
 def kind_of(config) -> str:
     """The layout that a run of ours can be written in. Raises ValueError if there is none."""
     network, objective = config.network, config.objective
+    if (network.name, objective.name) == ("gpt2", "ar"):
+        return "gpt2"
     name = {"sedd": "sedd", "md4": "mdlm", "ar": "mdlm_ar"}.get(objective.name)
     if network.name != "dit" or name is None:
         raise ValueError(
             f"no published layout holds network {network.name!r} with objective "
-            f"{objective.name!r}: wanted network 'dit' and one of sedd, md4, ar"
+            f"{objective.name!r}: wanted network 'dit' and one of sedd, md4, ar, or 'gpt2' and ar"
         )
     wanted = {}
     if name == "sedd":
@@ -297,6 +357,17 @@ def kind_of(config) -> str:
 def published_config(kind: str, config, rows: int) -> dict:
     """A config.json as the original project of a kind reads it, of a config of ours."""
     network, length = config.network, config.data.length
+    if kind == "gpt2":
+        named = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+        sized = {"vocab_size": rows, "n_positions": network.positions, "n_embd": network.width}
+        sized |= {
+            "n_layer": network.layers,
+            "n_head": network.heads,
+        }
+        sized["n_inner"] = network.hidden or None
+        drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), network.dropout_rate)
+        end = {"bos_token_id": rows - 1, "eos_token_id": rows - 1}
+        return named | sized | drop | end | {"activation_function": "gelu_new"}
     common = {
         "cond_dim": network.condition_width,
         "n_blocks": network.layers,

@@ -13,7 +13,7 @@ from diffusion_lm import config as configs
 from diffusion_lm.data import arrays, tokenizers
 from diffusion_lm.interop import layouts, safetensors
 from diffusion_lm.interop.safetensors import Tensor
-from diffusion_lm.networks import dit
+from diffusion_lm.networks import dit, gpt2
 
 WEIGHTS = "model.safetensors"
 INDEX = WEIGHTS + ".index.json"
@@ -34,20 +34,32 @@ def import_run(source: str, *, kind: str, workdir: str, ema: str | None, overrid
     s = layouts.sizes(kind, published or {}, {n: t.shape for n, t in found.items()})
     config = configs.ConfigDict(layouts.run_config(kind, s))
     config = configs.resolve(config, overrides)
-    network = config.network.to_dict()
-    if network.pop("name") != "dit":
-        raise ValueError(f"--kind={kind} is of network 'dit', got {config.network.name!r}")
-    abstract = jax.eval_shape(
-        dit.make(inputs=1, outputs=1, causal=kind == "mdlm_ar", **network).init, jax.random.key(0)
-    )
-    buffer = found.pop(layouts.BUFFER, None)
+    network, module = config.network.to_dict(), gpt2 if kind == "gpt2" else dit
+    wanted = module.__name__.rpartition(".")[2]
+    if network.pop("name") != wanted:
+        raise ValueError(f"--kind={kind} is of network {wanted!r}, got {config.network.name!r}")
+    causal = kind in ("mdlm_ar", "gpt2")
+    made = module.make(inputs=1, outputs=1, causal=causal, **network)
+    abstract = jax.eval_shape(made.init, jax.random.key(0))
+    if kind == "gpt2" and "lm_head.weight" in found:
+        _tied(found)
+    fixed = {n: t for n, t in found.items() if layouts.constant_shape(kind, n, network)}
+    found = {n: t for n, t in found.items() if n not in fixed}
     _fit(found, abstract)
+    constants = {name: _constant(kind, network, name, tensor) for name, tensor in fixed.items()}
     # MDLM gives its autoregressive model a row for a mask as well.
-    ids = network["rows"] - (kind != "sedd" or config.objective.graph == "absorbing")
+    masked = kind.startswith("mdlm") or (kind == "sedd" and s.graph == "absorbing")
+    ids = network["rows"] - masked
     _ids(config, ids)
     setup = build.setup(config, workdir)
     if setup.parts.data.vocab_size != ids:
         raise ValueError(_other_ids(ids, setup.parts.data.vocab_size))
+    there = jax.tree.map(lambda leaf: leaf.shape, setup.abstract.params)
+    if there != {"network": jax.tree.map(lambda leaf: leaf.shape, abstract)}:
+        raise ValueError(
+            f"--kind={kind} does not fit objective {config.objective.name!r}, which has other "
+            "parameters"
+        )
     said, rounded = [], []
 
     def read(name):
@@ -56,9 +68,7 @@ def import_run(source: str, *, kind: str, workdir: str, ema: str | None, overrid
             rounded.append(name)
         return values
 
-    note = {"kind": kind, "prefix": prefix, "config": published, "buffers": {}}
-    if buffer is not None:
-        note["buffers"] = {layouts.BUFFER: _frequencies(buffer, s)}
+    note = {"kind": kind, "prefix": prefix, "config": published, "constants": constants}
     params = {"network": layouts.to_ours(abstract, read)}
     layout = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract.params)
     params = jax.device_put(params, layout)
@@ -106,10 +116,10 @@ def export_run(workdir: str, to: str) -> list[str]:
             f"{data.vocab_size + 1}, got {rows}"
         )
     tensors = layouts.to_theirs(params)
-    inverse = layouts.rotary(config.network.width // config.network.heads)
-    tensors[layouts.BUFFER] = np.array(
-        note.get("buffers", {}).get(layouts.BUFFER, inverse), np.float32
-    )
+    usual = {} if kind == "gpt2" else {layouts.BUFFER: None}
+    for name, values in (usual | note.get("constants", {})).items():
+        value = layouts.constant(kind, name, config.network)
+        tensors[name] = value if values is None else np.array(values, np.float32)
     prefix = note.get("prefix", "backbone." if kind == "mdlm" else "")
     tensors = {prefix + name: value for name, value in sorted(tensors.items())}
     published = note.get("config") or layouts.published_config(kind, config, rows)
@@ -215,7 +225,8 @@ def _named(files: dict[str, Tensor], ema: str | None) -> tuple[dict[str, Tensor]
         if plain in out:
             raise ValueError(f"two tensors are named {plain!r} when prefixes are taken off")
         out[plain] = tensor
-        prefixes.add(name.removesuffix(plain))
+        if plain != "lm_head.weight":  # which has no prefix where all others have one
+            prefixes.add(name.removesuffix(plain))
     return out, prefixes.pop() if len(prefixes) == 1 else ""
 
 
@@ -260,16 +271,28 @@ def _other_ids(ids: int, there: int) -> str:
     )
 
 
-def _frequencies(tensor: Tensor, s: layouts.Sizes) -> list[float]:
-    """The rotary frequencies of a file, which must be those that the network computes."""
-    values = safetensors.read(layouts.BUFFER, tensor)
-    wanted = layouts.rotary(s.width // s.heads)
-    if values.shape != wanted.shape or not np.allclose(values, wanted, rtol=1e-5, atol=0):
+def _constant(kind: str, network: dict, name: str, tensor: Tensor) -> list | None:
+    """The values of a tensor that is no parameter; None if they are, to the bit, what the network
+    computes in their place. Raises ValueError if they are something else."""
+    shape = layouts.constant_shape(kind, name, network)
+    if tensor.shape != shape:
+        raise ValueError(f"{name} is {list(tensor.shape)}, wanted {list(shape)}")
+    values, wanted = safetensors.read(name, tensor), layouts.constant(kind, name, network)
+    if not np.allclose(values, wanted, rtol=1e-5, atol=0):
         raise ValueError(
-            f"{layouts.BUFFER} {list(values.shape)} is not of {s.heads} heads of {s.width}, base "
-            f"1e4: it begins {values.reshape(-1)[:3]}, wanted {list(wanted.shape)}, {wanted[:3]}"
+            f"{name} is not as the network computes it: it begins {values.reshape(-1)[:3]}, "
+            f"wanted {wanted.reshape(-1)[:3]}"
         )
-    return [float(value) for value in values]
+    return None if (values == wanted).all() else [float(value) for value in values.reshape(-1)]
+
+
+def _tied(found: dict[str, Tensor]) -> None:
+    """Takes GPT-2's head off, which must be the embedding."""
+    head = found.pop("lm_head.weight")
+    if "wte.weight" in found:
+        one, other = (safetensors.read("wte.weight", t) for t in (head, found["wte.weight"]))
+        if one.shape != other.shape or (one != other).any():
+            raise ValueError("lm_head.weight is not wte.weight: GPT-2's head is its embedding")
 
 
 def _tokenizer(config, data) -> tuple[dict[str, bytes], list[str]]:

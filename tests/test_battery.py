@@ -194,5 +194,7 @@ def test_loss_is_a_function_of_its_key(module, options):
         np.asarray(loss(params, batch, jax.random.key(k)).loss) for k in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
-    assert np.all(first != other)
-    assert len(np.unique(first)) >= 14  # a row or two may mask nothing and agree
+    # Rows without noise have loss 0, whatever the key: of RDM many.
+    noisy = (first != 0) | (other != 0)
+    assert noisy.sum() >= 12 and np.all((first != other)[noisy])
+    assert len(np.unique(first[first != 0])) >= (first != 0).sum() - 2

@@ -394,7 +394,7 @@ def test_only_the_energy_is_trained():
     """The proposal is not in the optimiser's state, and stays as it is."""
     from test_battery import TINY
 
-    objective = toy.objective(edlm, TINY, vocab_size=7, length=8)
+    objective = toy.objective(edlm, TINY["transformer"], vocab_size=7, length=8)
     optimizer = optim.adamw(steps=10, learning_rate=1e-2, warmup=0)
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
     state = step.init_state(objective, optimizer, seed=0, ema=0.9)
@@ -417,7 +417,7 @@ def test_energy_starts_from_the_denoiser():
 
     from test_battery import TINY
 
-    objective = toy.objective(edlm, TINY, vocab_size=7, length=8)
+    objective = toy.objective(edlm, TINY["transformer"], vocab_size=7, length=8)
     params = objective.init(jax.random.key(0))
     begun = objective.start(params)
     theirs = params["proposal"]["network"]
@@ -425,9 +425,9 @@ def test_energy_starts_from_the_denoiser():
     for name in begun["network"]:
         jax.tree.map(np.testing.assert_array_equal, begun["network"][name], theirs[name])
     other = edlm.make(
-        network=partial(TINY, width=32),
+        network=partial(TINY["transformer"], width=32),
         vocab_size=7,
-        proposal=toy.objective(md4, TINY, vocab_size=7, length=8),
+        proposal=toy.objective(md4, TINY["transformer"], vocab_size=7, length=8),
     )
     with pytest.raises(ValueError, match="config.network"):
         other.start(other.init(jax.random.key(0)))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_lm import keys
-from diffusion_lm.evaluators.translation import sentence_bleu
+from diffusion_lm.evaluators.translation import check_packages, sentence_bleu
 from diffusion_lm.types import Objective, Params
 
 CHOICES = ("model", "mbr", "ar", "energy")
@@ -60,6 +60,8 @@ def settings(
             raise ValueError(f"decoding.{name} must be at least 1, got {value}")
     if choice not in CHOICES:
         raise ValueError(f"unknown decoding.choice {choice!r}; choices: {', '.join(CHOICES)}")
+    if choice == "mbr":
+        check_packages("decoding.choice 'mbr'")
     if (choice in ("ar", "energy")) != (reranker is not None):
         raise ValueError(
             f"decoding.reranker, the folder of an autoregressive run, goes with decoding.choice "
@@ -104,7 +106,7 @@ def translator(
         return jax.lax.top_k(objective.lengths(params, src_BS), options.length_beam)[1]
 
     def candidates(params, key, row_B, src_BS):
-        """(Samples of B x number rows, their lengths or None)."""
+        """Samples of B x number rows, the candidates of a source one after the other."""
         src_RS = jnp.repeat(src_BS, number, axis=0)
         row_R = (row_B[:, None] * number + jnp.arange(number)).reshape(-1)
         prompt_RL = jnp.full((len(src_RS), data.length), data.tokenizer.end)

@@ -81,7 +81,7 @@ def test_loss_by_hand(anchoring, smoothing):
 
 
 def test_padding_changes_nothing():
-    """The same pairs in a longer bucket have the same loss, but for the noise's own shape."""
+    """A source in a shorter bucket has the same loss, and what fills up a target is not scored."""
     objective = make(self_conditioning=True)
     params = moved(objective)
 
@@ -89,8 +89,6 @@ def test_padding_changes_nothing():
         return objective.loss(params, batch_of(x, src), jax.random.key(2), train=False)
 
     out = jax.jit(loss)(X[:1], SRC[:1])
-    other = jax.jit(loss)(X[:1], np.array([[3, 2, 1, END, END]]))
-    np.testing.assert_array_equal(out.loss, other.loss)
     short = jax.jit(loss)(X[:1], SRC[:1, :4])
     np.testing.assert_allclose(short.loss, out.loss, rtol=1e-5)
 
@@ -164,7 +162,8 @@ def test_schedules(noise, preserving):
         beta = np.linspace(1e-4, 0.02, 1000)
         b = np.cumprod(1 - beta)
         a, _ = difformer.noise_levels(noise, jnp.arange(1, 1001) / 1000, 4.0, False)
-        np.testing.assert_allclose(np.asarray(a) ** 2, b, rtol=0.03)
+        # log abar of sum and integral differ by half the ends, .01, and by 1/999 of at most 10
+        np.testing.assert_allclose(np.asarray(a) ** 2, b, rtol=0.022)
 
 
 @pytest.mark.parametrize("preserving", [False, True])

@@ -83,12 +83,13 @@ def test_lengths_are_a_law_of_the_difference():
     law = jnp.exp(net.encode(params, SRC).length)
     np.testing.assert_allclose(law[:, 0], 0)
     np.testing.assert_allclose(law[:, 1:], 1 / (L - 1), rtol=1e-6)  # uniform at the start
-    # one class, "two more than the source", gets all
-    kernel = jnp.zeros_like(params["length"]["kernel"]).at[:, 128 + 2].set(1.0)
-    ones = jax.tree.map(lambda a: a, params) | {"length": {"kernel": kernel}}
-    ones["norm"] = {**params["norm"], "encoder": params["norm"]["encoder"] * 0}
-    law = jnp.exp(net.encode(ones, SRC).length)
-    np.testing.assert_allclose(law[:, 1:], 1 / (L - 1), rtol=1e-6)  # of a mean of zeros
+    # a class, "two more than the source", moves the length 5 of the first and 8 of the second alone
+    kernel = params["length"]["kernel"].at[:, 128 + 2].set(jnp.linspace(-1, 2, 16))
+    law = np.exp(net.encode(params | {"length": {"kernel": kernel}}, SRC).length)
+    for row, at in zip(law, (5, 8), strict=True):
+        others = np.delete(row[1:], at - 1)
+        np.testing.assert_allclose(others, others[0], rtol=1e-5)
+        assert abs(np.log(row[at] / others[0])) > 0.1
 
     def trained(params):
         return -net.encode(params, SRC).length[jnp.arange(2), jnp.array([5, 8])].sum()

@@ -29,7 +29,7 @@ def batches(
     p*b..(p+1)*b-1 of the global batch, which is the same at a step for any process_count.
     Starts at step start_step, at once.  Raises ValueError for what cannot be met.
     """
-    rows = _rows(batch_size, process_index, process_count)
+    rows = rows_of_process(batch_size, process_index, process_count)
     if start_step < 0 or not 0 <= seed < 2**32:
         raise ValueError(f"{start_step=}, {seed=}, wanted start_step >= 0, 0 <= seed < 2**32")
     ordered = grain.MapDataset.source(_Examples(columns))
@@ -55,7 +55,7 @@ def evaluation_batches(
     b = batch_size // process_count.  weight is 1 for an example and 0 for the rows (of zeros)
     that fill up the last batch.  Every process gets as many batches.
     """
-    rows = _rows(batch_size, process_index, process_count)
+    rows = rows_of_process(batch_size, process_index, process_count)
     count = len(columns["x"])
     starts = range(process_index * rows, -(-count // batch_size) * batch_size, batch_size)
 
@@ -98,7 +98,7 @@ class _Examples:
         return {name: array[index] for name, array in self._columns.items()}
 
 
-def _rows(batch_size: int, process_index: int, process_count: int) -> int:
+def rows_of_process(batch_size: int, process_index: int, process_count: int) -> int:
     """Rows of a batch for one process."""
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise ValueError(f"{batch_size=} does not divide among {process_count=} processes")

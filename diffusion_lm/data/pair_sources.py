@@ -237,7 +237,7 @@ def _files(path: pathlib.Path, source_suffix: str, target_suffix: str) -> Opened
                 f"folder {str(path)!r} has a {split} file in {has!r} and none in {lacks!r}"
             )
         # Only "\n" ends a line: other separators may stand inside of a text.
-        texts = [sources._decode(f.read_bytes(), f).removesuffix("\n").split("\n") for f in files]
+        texts = [sources.decode(f.read_bytes(), f).removesuffix("\n").split("\n") for f in files]
         left, right = ([line.removesuffix("\r") for line in lines] for lines in texts)
         if len(left) != len(right):
             raise ValueError(
@@ -272,7 +272,7 @@ def _tfds(
         if name in builder.info.splits:
             splits[split] = [
                 tuple(
-                    sources._decode(r[field], f"{tfds_name}, {name} record {i}") for field in fields
+                    sources.decode(r[field], f"{tfds_name}, {name} record {i}") for field in fields
                 )
                 for i, r in enumerate(sources.tfds_records(builder, name))
             ]

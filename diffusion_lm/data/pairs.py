@@ -108,7 +108,7 @@ class PairData(NamedTuple):
         fill it. shuffle=False goes through bucket by bucket, in order, and goes on with what was
         left. The rest is as in arrays.batches.
         """
-        rows = arrays._rows(batch_size, process_index, process_count)
+        rows = arrays.rows_of_process(batch_size, process_index, process_count)
         if start_step < 0 or not 0 <= seed < 2**32:
             raise ValueError(f"{start_step=}, {seed=}, wanted start_step >= 0, 0 <= seed < 2**32")
         columns, bounds = self._columns(split), self.bounds()

@@ -198,7 +198,7 @@ def _tfds(
     def documents() -> Iterator[tuple[str, str]]:
         for split in records:
             for i, record in enumerate(records[split]):
-                yield split, _decode(record[text_field], f"{tfds_name}, {split} record {i}")
+                yield split, decode(record[text_field], f"{tfds_name}, {split} record {i}")
 
     return by_document(documents, missing), [builder.info.full_name, sizes]
 
@@ -255,14 +255,14 @@ def _read(files: list[pathlib.Path]) -> Iterator[str]:
         elif file.suffix.lower() == ".xz":
             yield from _read_archive(file)
         else:
-            yield _decode(file.read_bytes(), file)
+            yield decode(file.read_bytes(), file)
 
 
 def _read_jsonl(file: pathlib.Path) -> Iterator[str]:
     offset = 0
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            content = _decode(line, file, offset)
+            content = decode(line, file, offset)
             offset += len(line)
             if content.strip():
                 try:
@@ -286,10 +286,10 @@ def _read_archive(file: pathlib.Path) -> Iterator[str]:
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise ValueError(f"{file} is not a whole .tar.xz archive: {error}") from None
     for name in sorted(texts):
-        yield _decode(texts[name], f"{file}, {name}")
+        yield decode(texts[name], f"{file}, {name}")
 
 
-def _decode(content: bytes, name: object, offset: int = 0) -> str:
+def decode(content: bytes, name: object, offset: int = 0) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_lm import evaluators, keys
+from diffusion_lm import keys
 from diffusion_lm.types import Objective
 
 TIMES = 16  # for the copy score, evenly spaced
@@ -28,7 +28,8 @@ def make(*, objective: Objective, split: str = "valid", max_pairs: int = 256):
       accuracy           of the prediction at z_t with the right source, t uniform
       accuracy_with_wrong_source  with that of another pair: what is taken from z_t alone
     """
-    evaluators.check(batch_size=1, max_windows=max_pairs - 1)
+    if max_pairs < 1:
+        raise ValueError(f"evaluators.max_pairs must be at least 1, got {max_pairs}")
     if "gaussian" not in objective.families:
         raise ValueError("the embeddings evaluator is for diffusion on embeddings: difformer")
 

@@ -19,11 +19,7 @@ def make(*, data, split: str = "valid", max_pairs: int = 0, batch_size: int = 32
     evaluators.check(batch_size=batch_size, max_windows=0)
     if max_pairs < 0:
         raise ValueError(f"evaluators.max_pairs must be 0 (all) or more, got {max_pairs}")
-    for module in ("sacrebleu", "rouge_score"):
-        if importlib.util.find_spec(module) is None:  # found, not imported: that takes seconds
-            raise ModuleNotFoundError(
-                "the translation evaluator wants the extra: pip install 'diffusion_lm[pairs]'"
-            )
+    check_packages("the translation evaluator")
 
     def evaluate(run) -> dict:
         """One row of results for an `evaluate.Run`."""
@@ -46,6 +42,13 @@ def make(*, data, split: str = "valid", max_pairs: int = 0, batch_size: int = 32
         }
 
     return evaluate
+
+
+def check_packages(what: str) -> None:
+    """Raises ModuleNotFoundError, saying what wants them, without the packages for scores."""
+    for module in ("sacrebleu", "rouge_score"):
+        if importlib.util.find_spec(module) is None:  # found, not imported: that takes seconds
+            raise ModuleNotFoundError(f"{what} wants the extra: pip install 'diffusion_lm[pairs]'")
 
 
 def scores(

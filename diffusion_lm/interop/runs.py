@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_lm import build, checkpoint, step, train
 from diffusion_lm import config as configs
 from diffusion_lm.data import arrays, tokenizers
-from diffusion_lm.interop import layouts, safetensors
+from diffusion_lm.interop import layouts, model_config, safetensors
 from diffusion_lm.interop.safetensors import Tensor
 from diffusion_lm.networks import dit, gpt2
 
@@ -31,8 +31,8 @@ def import_run(source: str, *, kind: str, workdir: str, ema: str | None, overrid
     _vacant(workdir)
     files, published = _opened(source)
     found, prefix = _named(files, ema)
-    s = layouts.sizes(kind, published or {}, {n: t.shape for n, t in found.items()})
-    config = configs.ConfigDict(layouts.run_config(kind, s))
+    s = model_config.sizes(kind, published or {}, {n: t.shape for n, t in found.items()})
+    config = configs.ConfigDict(model_config.run_config(kind, s))
     config = configs.resolve(config, overrides)
     network, module = config.network.to_dict(), gpt2 if kind == "gpt2" else dit
     wanted = module.__name__.rpartition(".")[2]
@@ -98,7 +98,7 @@ def export_run(workdir: str, to: str) -> list[str]:
     if not os.path.isfile(own):
         raise FileNotFoundError(f"no run in {workdir!r}: it has no config.json")
     config = configs.resolve(configs.load(own), [])
-    kind = layouts.kind_of(config)
+    kind = model_config.kind_of(config)
     note, path = {}, os.path.join(workdir, NOTE)
     if os.path.isfile(path):
         note = _json(path)
@@ -122,7 +122,7 @@ def export_run(workdir: str, to: str) -> list[str]:
         tensors[name] = value if values is None else np.array(values, np.float32)
     prefix = note.get("prefix", "backbone." if kind == "mdlm" else "")
     tensors = {prefix + name: value for name, value in sorted(tensors.items())}
-    published = note.get("config") or layouts.published_config(kind, config, rows)
+    published = note.get("config") or model_config.published_config(kind, config, rows)
     texts, said = _tokenizer(config, data)
 
     def fill(folder: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm import keys
-from diffusion_lm.ops.cross_entropy import token_log_prob
+from diffusion_lm.ops.cross_entropy import smoothed_nats, token_log_prob
 from diffusion_lm.types import Decoder, LossOutput, Objective, ratio
 
 
@@ -46,13 +46,11 @@ def make(*, network, vocab_size: int, start: int, label_smoothing: float = 0.0) 
     def loss(params, batch, key, *, train):
         keys_drop = keys.rows(key, batch["row"]) if train else None
         logits_BLV, counted_BL = logits(params, batch, keys_drop), counted(batch)
-        nats_BL = jnp.where(counted_BL, -token_log_prob(logits_BLV, batch["x"]), 0)
+        both = smoothed_nats(logits_BLV, batch["x"], label_smoothing)
+        nats_BL, smooth_BL = (jnp.where(counted_BL, nats, 0) for nats in both)
         tokens_B = counted_BL.sum(1).astype(jnp.float32)
         metrics = {"nats_per_token": ratio(nats_BL, tokens_B)}
-        if label_smoothing:
-            uniform_BL = jnp.where(counted_BL, -jax.nn.log_softmax(logits_BLV).mean(-1), 0)
-            nats_BL = (1 - label_smoothing) * nats_BL + label_smoothing * uniform_BL
-        return LossOutput(nats_BL.sum(1), tokens_B, metrics)
+        return LossOutput(smooth_BL.sum(1), tokens_B, metrics)
 
     def token_nll(params, batch):
         """-log p(x^n | x^{<n}): f32[B, L] nats, 0 behind the end of a target."""

@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm import keys
+from diffusion_lm.ops.cross_entropy import smoothed_nats
 from diffusion_lm.schedules import stratified_times
 from diffusion_lm.types import Array, Embedder, LossOutput, Objective, ratio
 
@@ -114,7 +115,7 @@ def make(
         z_hat = predicted(params, z_BLE, before, t_B, memory, dropped)
         square_BL = ((z_hat - z_0) ** 2).mean(-1)
         logits_BLV = net.head(params["network"], z_0 if anchoring == "rounding" else z_hat)
-        entropy_BL = smoothed(logits_BLV, x_BL, label_smoothing)
+        _, entropy_BL = smoothed_nats(logits_BLV, x_BL, label_smoothing)
         nats_BL = square_BL + (0 if anchoring == "none" else entropy_BL)
         n_B = shown_BL.sum(1)
         length_B = -jnp.take_along_axis(memory.length, n_B[:, None], axis=1)[:, 0]
@@ -175,10 +176,3 @@ def noise_levels(noise: str, t, F, preserving: bool) -> tuple[Array, Array]:
         abar = abar / (F**2 - (F**2 - 1) * abar)
         F = 1.0
     return jnp.sqrt(abar), F * jnp.sqrt(1 - abar)
-
-
-def smoothed(logits, x, smoothing: float):
-    """Cross entropy, 1 - s of it for x and s for the mean over all V tokens: f32[...] nats."""
-    log_p = jax.nn.log_softmax(logits)
-    own = jnp.take_along_axis(log_p, x[..., None], axis=-1)[..., 0]
-    return -(1 - smoothing) * own - smoothing * log_p.mean(-1)

@@ -50,7 +50,8 @@ import jax.numpy as jnp
 
 from diffusion_lm import keys, processes, schedules
 from diffusion_lm.objectives import md4
-from diffusion_lm.ops.cross_entropy import token_log_prob, token_logit
+from diffusion_lm.ops.cross_entropy import smoothed_nats, token_log_prob
+from diffusion_lm.ops.rows import top
 from diffusion_lm.types import Denoiser, LossOutput, Objective, Schedule, ratio
 
 NOISES = ("absorbing", "multinomial")
@@ -149,7 +150,7 @@ def make(
             guess_BL = logits(fixed, z_BL, keys_drop, given).argmax(-1)
             wrong_B = (noisy_BL & (guess_BL != x_BL)).sum(1)
             rank_BL = md4.ranks(keys.rows_fold(keys_B, i), x_BL.shape[1])
-            hint_BL = first(rank_BL, noisy_BL, jnp.round(glance_ratio * wrong_B))
+            hint_BL = top(-rank_BL, noisy_BL, jnp.round(glance_ratio * wrong_B))
             z_BL = jnp.where(hint_BL, x_BL, z_BL)
         return z_BL
 
@@ -171,10 +172,7 @@ def make(
             z_BL = glanced(params, z_BL, x_BL, hints, keys_drop, given)
             noisy_BL = z_BL != x_BL
             logits_BLV = logits(params, z_BL, keys_drop, given)
-            own_BL, norm_BL = token_logit(logits_BLV, x_BL)
-            nats_BL = norm_BL - own_BL
-            spread_BL = norm_BL - logits_BLV.mean(-1)  # the mean over all V of -log p
-            smooth_BL = (1 - label_smoothing) * nats_BL + label_smoothing * spread_BL
+            nats_BL, smooth_BL = smoothed_nats(logits_BLV, x_BL, label_smoothing)
             right_BL = logits_BLV.argmax(-1) == x_BL
             terms = (smooth_BL, nats_BL, right_BL, 1.0)
             loss_B, *rest = (jnp.where(noisy_BL, term, 0.0).sum(1) for term in terms)
@@ -205,7 +203,7 @@ def make(
         n_B = target_BL.sum(1)
         u_B = schedules.stratified_times(key_n, batch["slot"])
         number_B, weight_B = md4.uniform_counts(u_B, n_B)
-        masked_BL = first(rank_BL, target_BL, number_B)
+        masked_BL = top(-rank_BL, target_BL, number_B)
         given = condition(params, batch, target_BL)
         logits_BLV = logits(params, jnp.where(masked_BL, process.mask, x_BL), None, given)
         nats_B = -jnp.where(masked_BL, token_log_prob(logits_BLV, x_BL), 0).sum(1)
@@ -262,12 +260,6 @@ def weight_at(weight: str, t, timesteps: int):
     if weight == "linear":
         return 1 - t / timesteps
     return 1 / (t + 1) if weight == "reciprocal" else jnp.ones(t.shape)
-
-
-def first(rank_BL, where_BL, number_B):
-    """The `number_B` places of each row with the lowest ranks among `where_BL`: bool[B, L]."""
-    order_BL = jnp.where(where_BL, rank_BL, rank_BL.shape[1]).argsort(1).argsort(1)
-    return where_BL & (order_BL < number_B[:, None])
 
 
 def length_nats(memory, n_B):

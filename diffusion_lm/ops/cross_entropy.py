@@ -13,6 +13,14 @@ def token_logit(logits: Array, tokens: Array) -> tuple[Array, Array]:
     return chosen, jax.nn.logsumexp(logits, axis=-1)
 
 
+def smoothed_nats(logits: Array, tokens: Array, share: float) -> tuple[Array, Array]:
+    """-log softmax(logits)[tokens], and the same with label smoothing: 1 - share of it and share of
+    the mean over all V classes. f32[..., V], int[...] -> f32[...], f32[...], nats."""
+    chosen, total = token_logit(logits, tokens)
+    nats = total - chosen
+    return nats, (1 - share) * nats + share * (total - logits.astype(jnp.float32).mean(-1))
+
+
 def token_log_prob(logits: Array, tokens: Array) -> Array:
     """log softmax(logits)[tokens] in nats: f32[..., V], int[...] -> f32[...]."""
     chosen, total = token_logit(logits, tokens)

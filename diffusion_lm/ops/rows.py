@@ -33,3 +33,14 @@ def at_rows(fn, where_BL: Array, args, *, chunk: int):
     zeros = jax.tree.map(lambda a: jnp.zeros((size, *a.shape[1:]), a.dtype), shapes)
     _, out = jax.lax.while_loop(lambda c: c[0] < total, step, (jnp.int32(0), zeros))
     return jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), out)
+
+
+def top(score_BL: Array, where_BL: Array, number_B: Array) -> Array:
+    """The `number_B` positions of each row with the largest scores among `where_BL`: bool[B, L].
+
+    Exactly that many, if there are: of equal scores the leftmost come first. Ranks, not a
+    threshold, which would take all that are equal to it.
+    """
+    score_BL = jnp.where(where_BL, jnp.maximum(score_BL, -1e30), -jnp.inf)
+    rank_BL = jnp.argsort(jnp.argsort(-score_BL, axis=1, stable=True), axis=1)
+    return where_BL & (rank_BL < number_B[:, None])

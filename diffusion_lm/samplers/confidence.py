@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from diffusion_lm import keys, samplers
 from diffusion_lm.ops.certainty import KINDS, certainty
+from diffusion_lm.ops.rows import top
 from diffusion_lm.samplers import masked
 from diffusion_lm.types import Objective, Sampler, Samples
 
@@ -57,12 +58,12 @@ def make(
                 keys_i = keys.rows_fold(keys_what, left)
                 if order == "drawn":
                     new = drawing.at(denoiser, h, open_BL, keys_i, rows=z_BL.size)
-                    reveal_BL = masked.top(new.log_prob, open_BL, number_B)
+                    reveal_BL = top(new.log_prob, open_BL, number_B)
                     return jnp.where(reveal_BL, new.token, z_BL)
                 score_BL = u_BL
                 if order != "random":
                     score_BL = masked.measure(denoiser, h, open_BL, partial(certainty, kind=order))
-                reveal_BL = masked.top(score_BL, open_BL, number_B)
+                reveal_BL = top(score_BL, open_BL, number_B)
                 rows = 2 * z_BL.size // num_steps
                 new = drawing.at(denoiser, h, reveal_BL, keys_i, rows=rows)
                 return jnp.where(reveal_BL, new.token, z_BL)

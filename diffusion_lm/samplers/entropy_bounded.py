@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from diffusion_lm import keys, samplers
 from diffusion_lm.ops.certainty import KINDS, certainty
+from diffusion_lm.ops.rows import top
 from diffusion_lm.samplers import masked
 from diffusion_lm.types import Objective, Sampler, Samples
 
@@ -58,7 +59,7 @@ def make(
             error_BL = jnp.cumsum(ordered_BL, axis=1) - largest_BL
             # The first position has no error, whatever the rounding of the sum says.
             number_B = jnp.maximum(jnp.sum(error_BL <= gamma, axis=1), 1)
-            reveal_BL = masked.top(sure_BL, open_BL, number_B)
+            reveal_BL = top(sure_BL, open_BL, number_B)
             keys_i = keys.rows_fold(keys_B, calls)
             new = drawing.at(denoiser, h, reveal_BL, keys_i, rows=z_BL.shape[0])
             return jnp.where(reveal_BL, new.token, z_BL), calls + denoiser.calls

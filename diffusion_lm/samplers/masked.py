@@ -89,17 +89,6 @@ def time_of_step(process: Process, z_BL: Array, free_BL: Array, t: Array) -> Arr
     return jnp.where(free_BL.all(1), t, time_at(process, z_BL))
 
 
-def top(score_BL: Array, where_BL: Array, number_B: Array) -> Array:
-    """The `number_B` positions of each row with the largest scores among `where_BL`: bool[B, L].
-
-    Exactly that many, if there are: of equal scores the leftmost come first. Ranks, not a
-    threshold, which would take all that are equal to it.
-    """
-    score_BL = jnp.where(where_BL, jnp.maximum(score_BL, -1e30), -jnp.inf)
-    rank_BL = jnp.argsort(jnp.argsort(-score_BL, axis=1, stable=True), axis=1)
-    return where_BL & (rank_BL < number_B[:, None])
-
-
 def uniforms(keys_B: Array, length: int) -> Array:
     """f32[B, L] on [0, 1), each row from its own key."""
     return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)

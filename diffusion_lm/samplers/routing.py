@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm import keys, samplers
-from diffusion_lm.ops.rows import at_rows
+from diffusion_lm.ops.rows import at_rows, top
 from diffusion_lm.samplers import masked
 from diffusion_lm.schedules import time_of
 from diffusion_lm.types import Objective, Sampler, Samples
@@ -90,7 +90,7 @@ def make(
             ranked_BL = score_BL + score_noise * share * gumbel_BL
             # Where N rate is whole, float32 may fall short of it, by less than this.
             back_B = jnp.where(i == num_steps, 0, jnp.floor(number_B * share + 1e-3)).astype(int)
-            again_BL = masked.top(-ranked_BL, free_BL, back_B)
+            again_BL = top(-ranked_BL, free_BL, back_B)
             z_BL = jnp.where(again_BL, process.prior(keys_noise, length), z_BL)
             return (z_BL, again_BL, score_BL, calls + needed * denoiser.calls), None
 

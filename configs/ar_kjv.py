@@ -2,7 +2,7 @@
 
 Command:   python -m diffusion_lm.main --config=configs/ar_kjv.py --workdir=runs/ar_kjv
 Hardware:  2 CPU cores; more cores or an accelerator need no change.
-Cost:      5 M parameters, 4,000 steps of 64 pairs.
+Cost:      4 M parameters, 1,500 steps of 64 pairs.
 Expected:  not trained to its end yet.
 It is the reranker of configs/difformer_kjv.py too: --config.decoding.choice=ar
 --config.decoding.reranker=runs/ar_kjv. Needs: pip install -e '.[pairs]'
@@ -30,12 +30,11 @@ def get_config():
             },
             "objective": {"name": "ar", "label_smoothing": 0.1},
             "optimizer": {
-                "name": "adamw",
-                "learning_rate": 1e-3,
+                "name": "muon",
+                "learning_rate": 1e-2,
+                "adam_learning_rate": 3e-3,
                 "decay": "linear",
-                "warmup": 200,
-                "b2": 0.98,
-                "weight_decay": 0.01,
+                "warmup": 50,
                 "clip": 1.0,
             },
             "sampler": {"name": "autoregressive", "temperature": 0.0},
@@ -44,11 +43,11 @@ def get_config():
                 "nll": {"name": "likelihood", "max_windows": 256},
             },
             "train": {
-                "steps": 4000,
+                "steps": 1500,
                 "batch_size": 64,
                 "log_every": 50,
-                "eval_every": 1000,
-                "checkpoint_every": 500,
+                "eval_every": 1500,
+                "checkpoint_every": 250,
             },
         }
     )

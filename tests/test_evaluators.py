@@ -96,6 +96,7 @@ class Words(NamedTuple):
     name: str = "toy"
     fingerprint: str = "0"
     token_chars: np.ndarray = np.array([1, 2, 0])
+    token_bytes: np.ndarray = np.array([2, 3, 0])
 
 
 class Windows(NamedTuple):
@@ -111,6 +112,7 @@ class Data(NamedTuple):
     vocab_size: int = toy.V
     tokenizer: Words = Words()
     shape: tuple[int, ...] | None = None
+    protocol: dict = {"counted": "every token"}
 
     def windows(self, split):
         return Windows(np.tile(toy.X, (self.copies, 1)).astype(np.int32))
@@ -143,13 +145,24 @@ def test_row_of_an_order(number):
     row, line = row_of(evaluator, objective)
     x = toy.X[: number or 27]
     nats = sum(by_hand(sequence, "margin", False, 0) for sequence in x)
-    assert row["windows"] == len(x) and row["calls"] == -(-len(x) // 8) * toy.L
+    assert row["protocol"]["windows"] == len(x) and row["calls"] == -(-len(x) // 8) * toy.L
     assert row["kind"] == "exact under the order" and row["order"] == "margin"
     np.testing.assert_allclose(row["nats_per_token"] * 3 * len(x), nats, rtol=1e-5)
     np.testing.assert_allclose(row["bits_per_token"] * math.log(2), row["nats_per_token"])
     chars = Words().token_chars[x].sum()
     np.testing.assert_allclose(row["bits_per_char"] * chars * math.log(2), nats, rtol=1e-5)
-    assert {"tokenizer", "data", "split"} <= set(row)
+    size = Words().token_bytes[x].sum()
+    np.testing.assert_allclose(row["bits_per_byte"] * size * math.log(2), nats, rtol=1e-5)
+    np.testing.assert_allclose(row["perplexity"], math.exp(nats / x.size), rtol=1e-5)
+    assert row["protocol"] == {
+        "split": "valid",
+        "windows": len(x),
+        "context": toy.L,
+        "stride": toy.L,
+        "counted": "every token",
+        "tokenizer": "toy-3-0",
+        "data": "1",
+    }
     assert f"exact under the order margin, {row['calls']} calls" in line
 
 

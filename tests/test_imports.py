@@ -17,7 +17,7 @@ ALLOWED = {
     "samplers": {"keys", "ops", "processes", "samplers", "schedules", "types"},
     "networks": {"keys", "ops", "types", "networks"},
     "ops": {"ops", "types"},
-    "evaluators": {"evaluators", "keys", "ops", "schedules", "types"},
+    "evaluators": {"data", "evaluators", "keys", "ops", "schedules", "types"},
     "data": {"data"},
 }
 # one-way roads between objectives

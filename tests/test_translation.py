@@ -47,7 +47,8 @@ def run_of(texts, candidates=None, calls=None, pairs=PAIRS, asked=None):
         for index in range(number):
             yield Translation(texts[index], candidates[index], calls[index], PROTOCOL)
 
-    return Run(translate, SimpleNamespace(windows=lambda split: SimpleNamespace(texts=pairs)))
+    windows = SimpleNamespace(texts=pairs, fingerprint="7")
+    return Run(translate, SimpleNamespace(windows=lambda split: windows))
 
 
 def scores(texts, references, sources=None, candidates=None):
@@ -168,7 +169,11 @@ def test_row():
     assert PROTOCOL.items() <= row.items() and "distillation" not in row
     sources, references = [s for s, _ in PAIRS], [r for _, r in PAIRS]
     assert translation.scores(texts, references, sources, candidates).items() <= row.items()
-    assert all(type(v) in (int, float, str, type(None)) for v in row.values())
+    facts = row["protocol"]
+    assert (facts["split"], facts["pairs"], facts["data"]) == ("test", 3, "7")
+    assert facts["bleu"] == row["bleu_signature"] and facts["chrf"] == row["chrf_signature"]
+    values = [v for name, v in row.items() if name != "protocol"]
+    assert all(type(v) in (int, float, str, type(None)) for v in values)
     assert json.loads(json.dumps(row)) == row
     line = evaluate.describe({"step": 5, "evaluator": "translated"} | row)
     assert line.startswith(f"step 5 translated (test): BLEU {row['bleu']:.2f} (the sources' own ")
@@ -207,7 +212,7 @@ def test_packages_that_are_missing_are_named(monkeypatch, package):
 
 
 def test_a_config_finds_it():
-    assert build.find("evaluators.any", "translation") is translation.make
+    assert names.find("evaluators.any", "translation") is translation.make
     options = dict(inspect.signature(translation.make).parameters)
     del options["data"]  # the house gives it
     assert {type(option.default) for option in options.values()} <= {int, str}

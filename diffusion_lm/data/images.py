@@ -55,6 +55,7 @@ class ImageData(NamedTuple):
     classes: int  # 0 leaves labels out
     of_sources: dict = {}
     files: dict[str, str] = {}
+    protocol: dict[str, str] = {"counted": "every channel of every pixel"}
 
     def windows(self, split: str) -> Images:
         """The images of a split; ValueError if it does not exist."""

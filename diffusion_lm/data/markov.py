@@ -50,7 +50,8 @@ def make(
         name: text.cut(draw(table, number, length, rng).reshape(-1), number, coder, length)
         for name, number in sizes.items()
     }
-    return text.TextData(vocab_size, length, coder, splits, source=table)
+    facts = {"documents": "independent windows of a Markov chain", "counted": "every token"}
+    return text.TextData(vocab_size, length, coder, splits, source=table, protocol=facts)
 
 
 def draw(table: np.ndarray, number: int, length: int, rng: np.random.Generator) -> np.ndarray:

@@ -49,6 +49,11 @@ class PairData(NamedTuple):
     classes: int = 0  # of labels
     source: None = None  # known probabilities, see markov.py
     files: dict[str, str] = {}  # name -> content, what a run keeps in its workdir
+    protocol: dict[str, str] = {
+        "documents": "a target given its source",
+        "counted": "the target and one end token",
+        "remainder": "pairs too long are left out",
+    }
 
     def windows(self, split: str) -> Pairs:
         """The pairs of a split; ValueError if it does not exist or has none."""

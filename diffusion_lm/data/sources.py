@@ -22,7 +22,7 @@ OPTIONS = {
     "tfds": {"tfds_name": None, "text_field": "text", "data_dir": None, "download": False},
 }
 _REQUIRED = ("path", "tfds_name")
-_SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl")
+SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl")
 _PIECE = 4096  # characters, see _pieces
 
 Documents = Callable[[], Iterator[tuple[str, str]]]  # each call goes over (split, text) afresh
@@ -157,18 +157,18 @@ def _files(path: pathlib.Path, split: str) -> tuple[Documents, list]:
     rules = {"document": by_document, "position": by_position}
     if split not in rules:
         raise ValueError(f"unknown split {split!r}, choices: {', '.join(rules)}")
-    files = _find(path, _SUFFIXES)
-    return rules[split](lambda: (("train", text) for text in _read(files))), _stamps(path, files)
+    files = find(path, SUFFIXES)
+    return rules[split](lambda: (("train", text) for text in read(files))), _stamps(path, files)
 
 
 def _openwebtext(path: pathlib.Path, valid_documents: int) -> tuple[Documents, list]:
     if type(valid_documents) is not int or valid_documents < 1:
         raise ValueError(f"valid_documents={valid_documents!r}, wanted a positive integer")
-    files = _find(path, (*_SUFFIXES, ".xz"))
+    files = find(path, (*SUFFIXES, ".xz"))
 
     def documents() -> Iterator[tuple[str, str]]:
         last = deque()  # what has not been given out yet: all we know of the end
-        for text in _read(files):
+        for text in read(files):
             # As in the copy of the corpus that others train on.
             last.append(re.sub("\n\n\n+", "\n\n", text).strip())
             if len(last) > valid_documents:
@@ -228,7 +228,7 @@ def tfds_records(builder, split: str):
         raise ValueError(f"TFDS dataset {name!r} is not stored as array_record") from None
 
 
-def _find(path: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path]:
+def find(path: pathlib.Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[pathlib.Path]:
     """The file `path`, or the files under the folder `path`, sorted, hidden ones left out."""
     if path.is_file():
         return [path]
@@ -248,7 +248,8 @@ def _stamps(path: pathlib.Path, files: list[pathlib.Path]) -> list:
     return [[file.relative_to(path).as_posix(), s.st_size, s.st_mtime_ns] for file, s in stats]
 
 
-def _read(files: list[pathlib.Path]) -> Iterator[str]:
+def read(files: list[pathlib.Path]) -> Iterator[str]:
+    """The documents of files in turn."""
     for file in files:
         if file.suffix.lower() == ".jsonl":
             yield from _read_jsonl(file)

@@ -50,6 +50,16 @@ class Windows(NamedTuple):
     fingerprint: str  # 16 hex digits of the sha256 of the tokens
 
 
+# The facts of a likelihood of windows; see evaluators.row.
+JOINED = {
+    "detokenizer": "none",
+    "documents": "joined, an end token after each",
+    "wrap": "none",
+    "counted": "every token, end tokens too",
+    "remainder": "dropped at the end of the split",
+}
+
+
 class TextData(NamedTuple):
     """Windows of `length` tokens, all < vocab_size, for "train", "valid" and "test"."""
 
@@ -62,6 +72,7 @@ class TextData(NamedTuple):
     source: np.ndarray | None = None  # the probabilities the text was drawn from (markov.py)
     of_sources: dict = {}  # what a network must know of the sources of pairs (pairs.py)
     files: dict[str, str] = {}  # what a run keeps in its folder, name -> content
+    protocol: dict[str, str] = JOINED
 
     def windows(self, split: str) -> Windows:
         """The windows of a split; ValueError if it does not exist or has none."""

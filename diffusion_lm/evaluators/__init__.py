@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 
 def check(*, batch_size: int, max_windows: int) -> None:
     if batch_size < 1:
@@ -17,7 +19,12 @@ def number_of_windows(run, split: str, max_windows: int) -> int:
 
 
 def row(run, split: str, number: int, nats: float) -> dict:
-    """What every likelihood says of the first `number` windows, given the sum of their nats."""
+    """What every likelihood says of the first `number` windows, given the sum of their nats.
+
+    `protocol` holds what two figures must share to be compared (compare.py). Windows do not
+    overlap, and nothing is seen across their edges, so the stride is the context. Bits per
+    character and byte are of the text that the windows hold, end tokens' bits included.
+    """
     data, windows = run.data, run.data.windows(split)
     tokens = data.scored(split, number)
     bits = nats / math.log(2)
@@ -25,11 +32,20 @@ def row(run, split: str, number: int, nats: float) -> dict:
     if data.shape:
         score["bits_per_dim"] = bits / tokens
     else:
-        chars = int(data.tokenizer.token_chars[windows.tokens[:number]].sum())
-        score["bits_per_char"] = bits / chars if chars else None
+        coder, shown = data.tokenizer, windows.tokens[:number]
+        for unit, sizes in (("char", coder.token_chars), ("byte", coder.token_bytes)):
+            size = int(sizes[shown].sum(dtype=np.int64))
+            score[f"bits_per_{unit}"] = bits / size if size else None
+        score["perplexity"] = math.exp(min(nats / tokens, 700))
     return score | {
         "nats_per_token": nats / tokens,
-        "windows": number,
-        "tokenizer": f"{data.tokenizer.name}-{data.vocab_size}-{data.tokenizer.fingerprint}",
-        "data": windows.fingerprint,
+        "protocol": {
+            "split": split,
+            "windows": number,
+            "context": data.length,
+            "stride": data.length,
+            **data.protocol,
+            "tokenizer": f"{data.tokenizer.name}-{data.vocab_size}-{data.tokenizer.fingerprint}",
+            "data": windows.fingerprint,
+        },
     }

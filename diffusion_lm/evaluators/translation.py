@@ -39,6 +39,13 @@ def make(*, data, split: str = "valid", max_pairs: int = 0, batch_size: int = 32
             **done[0].protocol,
             "calls": sum(translation.calls for translation in done) / len(done),
             **figures,
+            "protocol": {
+                "split": split,
+                "pairs": len(pairs),
+                "bleu": figures["bleu_signature"],
+                "chrf": figures["chrf_signature"],
+                "data": run.data.windows(split).fingerprint,
+            },
         }
 
     return evaluate

@@ -480,8 +480,8 @@ def test_openwebtext_streams():
             yield str(i)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_read", texts)
-        patch.setattr(sources, "_find", lambda path, suffixes: [])
+        patch.setattr(sources, "read", texts)
+        patch.setattr(sources, "find", lambda path, suffixes: [])
         documents = sources.open_source("openwebtext", path="x", valid_documents=2).documents()
         assert next(documents) == ("train", "0") and read == [0, 1, 2]
         assert list(documents) == [("train", "1"), ("train", "2"), ("valid", "3"), ("valid", "4")]

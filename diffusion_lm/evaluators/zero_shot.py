@@ -1,0 +1,57 @@
+"""Likelihood of texts that the model was not trained on, read and cut by a paper's protocol."""
+
+import functools
+
+from diffusion_lm.data import corpora
+from diffusion_lm.evaluators import likelihood
+from diffusion_lm.types import Objective
+
+
+def make(
+    *,
+    objective: Objective,
+    data,
+    path: str,
+    dataset: str = "text",
+    protocol: str = "joined",
+    draws: int = 4,
+    target_error: float = 0.0,
+    batch_size: int = 64,
+    max_windows: int = 0,
+):
+    """As the evaluator `likelihood`, of the windows of another data set.
+
+    `dataset` says what stands at `path` and how it is detokenized, `protocol` how documents become
+    windows: "joined" as in training, "sedd" and "mdlm" as in these papers (data/corpora.py names
+    the choices of both). The tokenizer and the context are the model's own. Published perplexities
+    are `perplexity` in the row, of one token; bits per character are of the detokenized text.
+    """
+    if data.shape or data.of_sources:
+        raise ValueError("the zero_shot evaluator needs a model of text")
+    corpora.check(path, dataset=dataset, protocol=protocol, length=data.length)
+    score = likelihood.make(
+        split="test",
+        draws=draws,
+        target_error=target_error,
+        batch_size=batch_size,
+        max_windows=max_windows,
+    )
+
+    @functools.cache
+    def texts():
+        return corpora.corpus(
+            path,
+            dataset=dataset,
+            protocol=protocol,
+            tokenizer=data.tokenizer,
+            length=data.length,
+            started=objective.exact,
+        )
+
+    def evaluate(run) -> dict:
+        """One row of results for an `evaluate.Run`."""
+        row = score(run._replace(data=texts()))
+        row["protocol"] = {"dataset": dataset, "name": protocol} | row["protocol"]
+        return row
+
+    return evaluate

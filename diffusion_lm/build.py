@@ -1,50 +1,19 @@
-"""Name -> module: the only file that knows names, and how the parts of a run fit together."""
+"""How the parts of a run, and parts of other runs, fit together."""
 
-import importlib
 import inspect
 import json
+import os
 import pathlib
-import pkgutil
 import typing
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_lm import bigram, checkpoint, keys, optim, parallel, schedules, step, translate
-from diffusion_lm.types import Objective, Optimizer, Sampler
-
-# Sections whose `name` is a module in a folder of the package, with the arguments that the house
-# supplies itself.
-FOLDERS = {
-    "data": ("data", ("workdir",)),
-    "network": (
-        "networks",
-        ("inputs", "outputs", "causal", "time_input", "vectors", "classes", "shape", "length")
-        + ("source_length", "source_ids", "source_end"),
-    ),
-    "objective": (
-        "objectives",
-        ("network", "vocab_size", "length", "schedule", "start", "end", "classes", "shape"),
-    ),
-    "sampler": ("samplers", ("objective",)),
-    "evaluators": ("evaluators", ("objective", "data")),
-}
-# Sections whose `name` is a function in a module.
-FUNCTIONS = {
-    "schedule": (schedules, ("linear", "polynomial", "cosine", "geometric"), ()),
-    "optimizer": (optim, ("adamw", "muon"), ("steps", "axes")),
-}
-# Sections without a name: one function each.
-SETTINGS = {
-    "train": step.settings,
-    "mesh": parallel.make_mesh,
-    "decoding": translate.settings,  # of pairs only
-}
-
-# Logical axes of parameters -> mesh axes.
-RULES = {"vocab": "tensor", "heads": "tensor", "hidden": "tensor", "width": "fsdp"}
+from diffusion_lm import bigram, checkpoint, graft, judges, keys, names, parallel, step, translate
+from diffusion_lm.types import Judge, Objective, Optimizer, Sampler
 
 
 class Model(NamedTuple):
@@ -71,107 +40,48 @@ class Parts(NamedTuple):
     objective: Objective
     optimizer: Optimizer
     sampler: Sampler
-    evaluators: dict[str, typing.Callable]
+    evaluators: dict[str, Callable]
     axes: dict
     others: dict[str, OtherRun]  # by the name of the part of params that comes from them
 
 
-def sections(config: ConfigDict) -> list[str]:
-    """Dotted names of all sections that have a schema."""
-    names = [s for s in (*FOLDERS, *FUNCTIONS, *SETTINGS) if s != "evaluators"]
-    if config.get("data", {}).get("name") != "pairs":
-        names.remove("decoding")
-    return names + [f"evaluators.{label}" for label in config.get("evaluators", {})]
-
-
-def add_missing_sections(config: ConfigDict) -> None:
-    defaults = {
-        "mesh": {},
-        "rules": RULES,
-        "schedule": {"name": "linear"},
-        "evaluators": {},
-        "decoding": {},
-    }
-    for section, value in defaults.items():
-        if section not in config and (section != "decoding" or section in sections(config)):
-            config[section] = ConfigDict(value)
-    for section in sections(config):
-        if section not in config and "." not in section:
-            raise ValueError(f"config.{section} is missing")
-        if section not in SETTINGS and "name" not in _section(config, section):
-            raise ValueError(f"config.{section}.name is missing; choices: {choices(section)}")
-
-
-def choices(section: str) -> str:
-    """The names that a section may have, joined for an error message."""
-    kind = section.split(".")[0]
-    if kind in FUNCTIONS:
-        return ", ".join(FUNCTIONS[kind][1])
-    package = importlib.import_module(f"diffusion_lm.{FOLDERS[kind][0]}")
-    found = [m.name for m in pkgutil.iter_modules(package.__path__)]
-    return ", ".join(n for n in found if hasattr(_module(kind, n), "make"))
-
-
-def find(section: str, name: str | None = None):
-    """The function that a section calls."""
-    kind = section.split(".")[0]
-    if kind in SETTINGS:
-        return SETTINGS[kind]
-    if kind in FUNCTIONS:
-        module, names, _ = FUNCTIONS[kind]
-        if name in names:
-            return getattr(module, name)
-    elif name.isidentifier():
-        try:
-            return _module(kind, name).make
-        except (ModuleNotFoundError, AttributeError) as error:
-            if isinstance(error, ModuleNotFoundError) and not error.name.startswith("diffusion_lm"):
-                raise
-    raise ValueError(f"unknown config.{section}.name {name!r}; choices: {choices(section)}")
-
-
-def schema(config: ConfigDict, section: str) -> tuple[dict, dict]:
-    """(types, defaults) of a section's fields, read from the signature of what it calls."""
-    if section in ("", "evaluators"):
-        return {"seed": int}, {}
-    kind = section.split(".")[0]
-    name = _section(config, section).get("name")
-    function = find(section, name)
-    supplied = {**{k: v[1] for k, v in FOLDERS.items()}, **{k: v[2] for k, v in FUNCTIONS.items()}}
-    supplied |= {"mesh": ("devices",)}
-    hints = typing.get_type_hints(function)
-    defaults = {
-        key: parameter.default
-        for key, parameter in inspect.signature(function).parameters.items()
-        if key not in supplied.get(kind, ())
-    }
-    return {key: _in_config(hints.get(key, str)) for key in defaults}, defaults
-
-
-def _in_config(hint):
-    """The type of an option in a config: an objective is given by the folder of its run."""
-    if hint is Objective:
-        return str
-    return str | None if hint == Objective | None else hint
-
-
 def parts(config: ConfigDict, workdir: str | None = None) -> Parts:
     """Builds everything a resolved config names. Raises ValueError or OSError, in one line."""
-    data = _make(config, "data", workdir=workdir)
+    data = names.make(config, "data", workdir=workdir)
     others = _others(config, data)
     model = _model(config, data, others)
     objective = model.objective
-    sampler = _make(config, "sampler", objective=objective)
-    evaluators = {
-        label: _make(config, f"evaluators.{label}", objective=objective, data=data)
-        for label in config.get("evaluators", {})
-    }
+    sampler = names.make(config, "sampler", objective=objective)
+    supplied = {"data": data, "objective": objective, "samplers": _samplers(config, objective)}
+    evaluators = {}
+    for label, section in config.get("evaluators", {}).items():
+        if "judge" in section:
+            option = f"config.evaluators.{label}.judge"
+            supplied["judge"] = _judge(option, section.judge, config, data)
+        evaluators[label] = names.make(config, f"evaluators.{label}", **supplied)
     return Parts(data, objective, model.optimizer, sampler, evaluators, model.axes, others)
+
+
+def _samplers(config: ConfigDict, objective: Objective) -> Callable[..., tuple[Sampler, dict]]:
+    """(**fields) -> config.sampler with these fields replaced, and all its fields."""
+
+    def make(**replaced):
+        fields = config.sampler.to_dict()
+        for field in replaced:
+            if field not in fields:
+                has = ", ".join(f for f in fields if f != "name") or "nothing"
+                raise ValueError(
+                    f"the {config.sampler.name} sampler has no {field} to vary; it has: {has}"
+                )
+        sampler = names.make(config, "sampler", objective=objective, **replaced)
+        return sampler, fields | replaced
+
+    return make
 
 
 def _others(config: ConfigDict, data) -> dict[str, OtherRun]:
     """The runs that the objective's arguments of the type Objective name."""
-    hints = typing.get_type_hints(find("objective", config.objective.name))
+    hints = typing.get_type_hints(names.find("objective", config.objective.name))
     return {
         option: _other_run(f"config.objective.{option}", config.objective[option], config, data)
         for option, hint in hints.items()
@@ -180,44 +90,39 @@ def _others(config: ConfigDict, data) -> dict[str, OtherRun]:
 
 
 def _model(config: ConfigDict, data, others: dict[str, OtherRun]) -> Model:
-    network_takes = inspect.signature(find("network", config.network.name)).parameters
+    network_takes = inspect.signature(names.find("network", config.network.name)).parameters
     if data.of_sources and "source_length" not in network_takes:
         raise ValueError(f"network {config.network.name!r} takes no source; for pairs: 'seq2seq'")
     about = {"classes": data.classes, "shape": data.shape, "length": data.length}
+    about["start"] = data.tokenizer.end
     about |= {"source_length": None} | data.of_sources
-    network = partial(_make, config, "network", **about)
-    axes = getattr(_module("network", config.network.name), "AXES", {})
-    takes = inspect.signature(find("objective", config.objective.name)).parameters
+    network = partial(names.make, config, "network", **about)
+    axes = getattr(names.module("network", config.network.name), "AXES", {})
+    takes = inspect.signature(names.find("objective", config.objective.name)).parameters
     if "schedule" not in takes and config.schedule.name != "linear":
         raise ValueError(
             f"objective {config.objective.name!r} takes no schedule, got {config.schedule.name!r}"
         )
-    objective = _make(
+    objective = names.make(
         config,
         "objective",
         network=network,
         vocab_size=data.vocab_size,
         length=data.length,
-        schedule=_make(config, "schedule"),
+        schedule=names.make(config, "schedule"),
         start=data.tokenizer.end,
         end=data.tokenizer.end,
         classes=data.classes,
         shape=data.shape,
         **{name: other.model.objective for name, other in others.items()},
     )
-    optimizer = _make(config, "optimizer", steps=config.train.steps, axes=axes)
+    optimizer = names.make(config, "optimizer", steps=config.train.steps, axes=axes)
     return Model(objective, optimizer, axes)
 
 
 def _other_run(option: str, workdir: str, mine: ConfigDict, data) -> OtherRun:
     """The run in a folder; its tokens and training text must be those of `data`, made by `mine`."""
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{option}: no run in {workdir!r}: it has no config.json")
-    config = ConfigDict(json.loads(path.read_text()))
-    saves = checkpoint.Checkpoints(workdir, read_only=True)
-    seen, reached = saves.record()["data"], saves.latest()
-    saves.close()
+    config, seen, reached = _found(option, workdir)
     here = data.windows("train").fingerprint
     if seen != here or config.data.get("length") != mine.data.get("length"):
         fields = {*config.data, *mine.data}
@@ -233,12 +138,45 @@ def _other_run(option: str, workdir: str, mine: ConfigDict, data) -> OtherRun:
     return OtherRun(workdir, reached, config, _model(config, data, _others(config, data)))
 
 
+def _found(option: str, workdir: str) -> tuple[ConfigDict, str, int]:
+    """(config, fingerprint of its training text, newest step) of the run in a folder."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{option}: no run in {workdir!r}: it has no config.json")
+    saves = checkpoint.Checkpoints(workdir, read_only=True)
+    seen, reached = saves.record()["data"], saves.latest()
+    saves.close()
+    return ConfigDict(json.loads(path.read_text())), seen, reached
+
+
+def _judge(option: str, given: str, config: ConfigDict, data) -> Judge:
+    """The judge that an evaluator's option names: "source", or the folder of an exact run, whose
+    text and tokenizer may be others than those of `data`. Its parameters are read when it judges
+    for the first time."""
+    if given == "source":
+        return judges.source(option, data)
+    there, _, reached = _found(option, given)
+    reads = data if there.data == config.data else names.make(there, "data", workdir=given)
+    other = OtherRun(given, reached, there, _model(there, reads, _others(there, reads)))
+    if not other.model.objective.exact:
+        raise ValueError(
+            f"{option}: the run in {given!r} has only a bound of its likelihood (objective "
+            f"{there.objective.name!r}); a judge must be exact: an 'ar' run, or 'source'"
+        )
+    mesh = parallel.make_mesh(**config.mesh)
+    facts = {"judge": given, "judge_step": reached, "judge_network": there.network.name}
+    facts["judge_dtype"] = there.network.get("dtype", "float32")
+    return judges.run(
+        option, other.model.objective, lambda: _read(other, mesh), mesh, reads, data, facts
+    )
+
+
 class Setup(NamedTuple):
     """A run on a mesh: what training, evaluation and sampling share."""
 
     parts: Parts
     mesh: jax.sharding.Mesh
-    init: typing.Callable  # () -> a new, sharded TrainState
+    init: Callable  # () -> a new, sharded TrainState
     abstract: step.TrainState  # its shapes, types and shardings
     tokens_per_step: int
 
@@ -248,7 +186,9 @@ def setup(config: ConfigDict, workdir: str | None = None) -> Setup:
     there are any yet. Raises ValueError before anything compiles."""
     options = step.settings(**config.train)
     mesh = parallel.make_mesh(**config.mesh)
-    made = parts(config, workdir)
+    own = workdir and os.path.isfile(os.path.join(workdir, "config.json"))
+    starts = options.start not in ("random", "bigram")  # from another run, whose tokens it has too
+    made = parts(config, options.start if starts and not own else workdir)
     made.data.windows("train")
     model = Model(made.objective, made.optimizer, made.axes)
     init, layout = _initial(config, model, mesh)
@@ -256,6 +196,9 @@ def setup(config: ConfigDict, workdir: str | None = None) -> Setup:
     abstract = _abstract(init, layout)
     if options.start == "bigram":
         bigram.check(abstract.params)
+    root = partial(_root, options.start, made.data, mesh, abstract.params)
+    if starts and not own:
+        root()  # raises if it does not fit; a run that has begun may outlive it
     if made.objective.start:
         jax.eval_shape(made.objective.start, abstract.params)  # raises if the parts do not fit
 
@@ -270,10 +213,28 @@ def setup(config: ConfigDict, workdir: str | None = None) -> Setup:
             params = begun | {name: params[name] for name in made.others}
         if options.start == "bigram":
             params = bigram.start(params, made.objective, made.data, seed=config.seed)
+        if starts:
+            params = jax.jit(graft.onto, out_shardings=layout.params)(params, _read(root(), mesh))
         average = step.averaged(step.trained(made.objective, params), options.ema)
         return state._replace(params=params, ema=average)
 
     return Setup(made, mesh, begin, abstract, options.batch_size * made.data.length)
+
+
+def _root(workdir: str, data, mesh, params) -> OtherRun:
+    """The run whose network a new one starts from; `params` are the new ones, abstract."""
+    config, _, reached = _found("config.train.start (random, bigram or a run's folder)", workdir)
+    theirs = names.make(config, "data", workdir=workdir)
+    own, other = data.tokenizer, theirs.tokenizer
+    if own.fingerprint != other.fingerprint:
+        raise ValueError(
+            f"config.train.start: the run in {workdir!r} has other tokens, {other.name} of "
+            f"{other.vocab_size}, here {own.name} of {own.vocab_size}"
+        )
+    found = OtherRun(workdir, reached, config, _model(config, theirs, _others(config, theirs)))
+    there = _abstract(*_initial(config, found.model, mesh)).params
+    jax.eval_shape(graft.onto, params, there)  # raises if they do not fit
+    return found
 
 
 def _initial(config: ConfigDict, model: Model, mesh):
@@ -295,7 +256,7 @@ def _read(other: OtherRun, mesh):
     return params
 
 
-def translator(config: ConfigDict, made: Setup) -> typing.Callable | None:
+def translator(config: ConfigDict, made: Setup) -> Callable | None:
     """What writes targets for sources (translate.py); None where the data are no pairs."""
     data = made.parts.data
     if not data.of_sources:
@@ -319,7 +280,7 @@ def translator(config: ConfigDict, made: Setup) -> typing.Callable | None:
         reranker,
         facts,
         abstract=made.abstract.params,
-        out_shardings=parallel.replicated(made.mesh),
+        mesh=made.mesh,
     )
 
 
@@ -345,28 +306,6 @@ def check_batches(config: ConfigDict, made: Setup, *, train: bool) -> None:
     batch = keys.number(made.parts.data.example(options.batch_size // shards))
     key = jax.eval_shape(lambda: jax.random.key(0))
     jax.eval_shape(partial(made.parts.objective.loss, train=True), made.abstract.params, batch, key)
-
-
-def _module(kind: str, name: str):
-    return importlib.import_module(f"diffusion_lm.{FOLDERS[kind][0]}.{name}")
-
-
-def _section(config: ConfigDict, section: str) -> ConfigDict:
-    for part in section.split("."):
-        config = config[part]
-    return config
-
-
-def _options(config: ConfigDict, section: str) -> dict:
-    return {k: v for k, v in _section(config, section).items() if k != "name"}
-
-
-def _make(config: ConfigDict, section: str, **supplied):
-    """Calls a section's function with its options and those supplied arguments that it takes."""
-    function = find(section, _section(config, section).name)
-    takes = inspect.signature(function).parameters
-    supplied = {key: value for key, value in supplied.items() if key in takes}
-    return function(**_options(config, section) | supplied)
 
 
 def _abstract(init, layout) -> step.TrainState:

@@ -1,6 +1,6 @@
 """Config files: load, fill in defaults, override from the command line, check.
 
-A config is data: sections whose `name` picks a module (see `build.py`) and whose other fields are
+A config is data: sections whose `name` picks a module (see `names.py`) and whose other fields are
 that module's keyword arguments. The signature of the module's `make` is the schema: it supplies
 defaults and types, so a mistyped field is refused before anything compiles.
 """
@@ -15,7 +15,7 @@ import typing
 
 from ml_collections import ConfigDict
 
-from diffusion_lm import build
+from diffusion_lm import names
 
 # Fields that may change when a run is resumed; everything else must stay as it was.
 PLACES = ("data.path", "data.cache_dir", "data.data_dir", "data.download")
@@ -50,7 +50,7 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     the wrong type.
     """
     config = ConfigDict(config.to_dict())
-    build.add_missing_sections(config)
+    names.add_missing_sections(config)
     pairs = []
     for override in overrides:
         field, equals, text = override.partition("=")
@@ -60,19 +60,22 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     renamed = [(field, text) for field, text in pairs if field.endswith(".name")]
     for field, text in renamed:
         section = field.removesuffix(".name")
-        known = build.sections(config)
+        parent, _, label = section.rpartition(".")
+        if parent == "evaluators" and label.isidentifier() and label not in config.evaluators:
+            config.evaluators[label] = ConfigDict({"name": text})  # a new one
+        known = names.sections(config)
         if section not in known:
             raise ValueError(_unknown(f"config.{section}", [f"config.{s}" for s in known]))
         _get(config, section).name = text
-    _complete(config, {field.removesuffix(".name") for field, _ in renamed})
+    _complete(config, {field.removesuffix(".name") for field, _ in renamed}, dict(pairs))
     fields = flatten(config)
     for field, text in pairs:
         if field not in fields:
             raise ValueError(_unknown(f"config.{field}", [f"config.{f}" for f in fields]))
         section, _, key = field.rpartition(".")
-        hints = build.schema(config, section)[0] if section != "rules" else {}
+        hints = names.schema(config, section)[0] if section != "rules" else {}
         _get(config, section)[key] = _parse(f"config.{field}", text, hints.get(key, str))
-    _complete(config, set())
+    _complete(config, set(), {})
     return config
 
 
@@ -116,21 +119,22 @@ def _get(config: ConfigDict, section: str) -> ConfigDict:
     return config
 
 
-def _complete(config: ConfigDict, renamed: set[str]) -> None:
-    """Fills in defaults and checks fields and types, section by section."""
-    build.add_missing_sections(config)
-    known = {s.split(".")[0] for s in build.sections(config)} | {"seed", "rules", "evaluators"}
+def _complete(config: ConfigDict, renamed: set[str], coming: dict[str, str]) -> None:
+    """Fills in defaults and checks fields and types, section by section; a required field may be
+    missing if it is among the overrides that are still `coming`."""
+    names.add_missing_sections(config)
+    known = {s.split(".")[0] for s in names.sections(config)} | {"seed", "rules", "evaluators"}
     for key in config:
         if key not in known:
             raise ValueError(_unknown(f"config.{key}", [f"config.{k}" for k in known]))
     config.seed = config.get("seed", 0)
     if type(config.seed) is not int or not 0 <= config.seed < 2**32:
         raise ValueError(f"config.seed must be an integer in [0, 2^32), got {config.seed!r}")
-    for section in build.sections(config):
+    for section in names.sections(config):
         fields = _get(config, section)
-        hints, defaults = build.schema(config, section)
+        hints, defaults = names.schema(config, section)
         for key in list(fields):
-            if key == "name" and section not in build.SETTINGS:
+            if key == "name" and section not in names.SETTINGS:
                 continue
             if key not in hints and section in renamed:
                 del fields[key]  # it belonged to the module that was replaced
@@ -140,10 +144,14 @@ def _complete(config: ConfigDict, renamed: set[str]) -> None:
                 )
         for key, default in defaults.items():
             if key not in fields and default is inspect.Parameter.empty:
+                if f"{section}.{key}" in coming:
+                    fields[key] = None
+                    continue
                 raise ValueError(f"config.{section}.{key} is required")
             value = _checked(f"config.{section}.{key}", fields.get(key, default), hints[key])
-            with fields.ignore_type():
-                fields[key] = value
+            if key in fields:
+                del fields[key]  # or a tuple would become the list that stood there
+            fields[key] = value
 
 
 def _unknown(given: str, choices: list[str]) -> str:
@@ -160,6 +168,10 @@ def _members(hint) -> tuple:
 
 
 def _checked(field: str, value, hint):
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise ValueError(f"{field} must be several values, got {value!r}")
+        return tuple(_checked(field, item, typing.get_args(hint)[0]) for item in value)
     wanted = _members(hint)
     if type(value) is int and float in wanted and int not in wanted:
         value = float(value)
@@ -170,6 +182,9 @@ def _checked(field: str, value, hint):
 
 
 def _parse(field: str, text: str, hint):
+    if typing.get_origin(hint) is tuple:  # values parted by commas
+        items = text.strip("()").split(",")
+        return tuple(_parse(field, i, typing.get_args(hint)[0]) for i in items if i.strip())
     wanted = _members(hint)
     if type(None) in wanted and text.lower() == "none":
         return None

@@ -1,5 +1,6 @@
 """Runs the config's evaluators on parameters, inside a run or on a finished checkpoint."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_lm import build, keys, parallel
-from diffusion_lm.types import Batch, Objective, Params
+from diffusion_lm.types import Batch, Objective, Params, Sampler, Samples
 
 
 class Run(NamedTuple):
@@ -44,6 +45,30 @@ class Run(NamedTuple):
         sources = self.data.windows(split).sources[:number]
         return self.translator(self.params, sources, seed=self.seed, batch_size=batch_size)
 
+    def draw(self, sampler: Sampler, number: int, *, seed: int, batch_size: int) -> Samples:
+        """`number` whole texts int32[number, L], those that `diffusion_lm.sample` writes with this
+        seed; `calls` is the mean over samples of what the batch of each took."""
+        data, tokens, calls = self.data, [], 0
+        draw = drawer(sampler, self.mesh, (batch_size, data.length), data.vocab_size)
+        for start in range(0, number, batch_size):
+            out = draw(self.params, seed, start)
+            tokens.append(np.asarray(out.tokens)[: number - start])
+            calls += int(out.calls) * len(tokens[-1])
+        return Samples(np.concatenate(tokens), calls / number)
+
+
+@functools.cache  # what draws is compiled once
+def drawer(sampler: Sampler, mesh: Mesh, shape: tuple[int, int], mask: int) -> Callable:
+    """(params, seed, start) -> Samples of the indices from `start` on, spread over the mesh."""
+
+    def draw(params, seed, start):
+        index_B = start + jnp.arange(shape[0], dtype=jnp.int32)
+        keys_B = keys.rows_fold(keys.rows(keys.stream(seed, "sample"), index_B), 0)
+        keys_B = jax.lax.with_sharding_constraint(keys_B, parallel.batch_sharding(mesh))
+        return sampler.sample(params, keys_B, jnp.full(shape, mask), jnp.ones(shape, bool))
+
+    return jax.jit(draw, static_argnums=1, out_shardings=parallel.replicated(mesh))
+
 
 def make_eval_step(objective: Objective, mesh: Mesh):
     """(params, global batch, key, rows, score) -> sums of weight * score over the first rows."""
@@ -66,7 +91,10 @@ def evaluate(parts: build.Parts, run: Run, step: int) -> list[dict]:
 
 
 def describe(row: dict) -> str:
-    """A row as one line for people."""
+    """A row as one line for people; of a frontier, a line for each point too."""
+    if row["kind"] == "generative":
+        head = f"step {row['step']} {row['evaluator']}, judge {row['protocol']['judge']}:"
+        return "\n".join([head, *map(_point, row["points"])])
     if row["kind"] == "translation":
         return (
             f"step {row['step']} {row['evaluator']} ({row['split']}): BLEU {row['bleu']:.2f} (the "
@@ -88,3 +116,17 @@ def describe(row: dict) -> str:
     elif row["kind"] != "exact":
         figures += f" ({row['kind']} {row['order']}, {row['calls']} calls)"
     return f"step {row['step']} {row['evaluator']} ({row['split']}): {figures}"
+
+
+def _point(point: dict) -> str:
+    """A point of a frontier as one line."""
+    settings = {"steps": point.get("steps"), "T": point.get("temperature")}
+    at = "".join(f" {name}={value}" for name, value in settings.items() if value is not None)
+    perplexity = point["perplexity_token_weighted"]
+    return (
+        f"  {point['of']}{at}: perplexity {perplexity:.4g} (standard error "
+        f"{perplexity * point['standard_error']:.2g}; mean over sequences "
+        f"{point['perplexity_mean_over_sequences']:.4g}), entropy {point['entropy']:.3f} nats, "
+        f"distinct-2 {point['distinct_2']:.3f}, repetition {point['repetition']:.3f}"
+        + (f", MAUVE {point['mauve']:.3f}" if "mauve" in point else "")
+    )

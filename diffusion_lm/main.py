@@ -15,13 +15,19 @@ examples:
         --config.data.source=files --config.data.path=my_texts/
   score a finished run on its test split:
     python -m diffusion_lm.main --workdir=runs/md4 --mode=eval --config.evaluators.valid.split=test
+  and by an evaluator that its config does not have, under a new label: what it writes, judged by
+  another run (python -m diffusion_lm.plot --help makes a figure of it):
+    python -m diffusion_lm.main --workdir=runs/md4 --mode=eval \\
+        --config.evaluators.quality.name=generative --config.evaluators.quality.judge=runs/ar \\
+        --config.evaluators.quality.steps=16,64 --config.evaluators.quality.temperatures=0.7,1.0
   write, continue, fill in:
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --num_samples=3
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --prompt="The state of the union"
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --prompt="Our [MASK:12] must grow."
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --length=512 --block=32
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --config.sampler.name=first_hitting
-exit codes: 0 done; 2 bad input (one line says what); 130 or 143 stopped by a signal, state saved.
+exit codes: 0 done; 2 bad input (one line says what); 3 the run could not go on (one line says why),
+what was saved before stays; 130 or 143 stopped by a signal, state saved.
 """
 
 SAMPLING = ("num_samples", "num_steps", "seed", "temperature", "top_p", "prompt", "length", "block")
@@ -97,7 +103,11 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"diffusion_lm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return run()
+    try:
+        return run()
+    except (OSError, FloatingPointError) as error:
+        print(f"diffusion_lm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 3
 
 
 # Each mode checks and builds first, in a call whose errors are the user's, and returns what is
@@ -236,7 +246,8 @@ def _sources(flags) -> list[str]:
     times = 1 if flags.num_samples is None else flags.num_samples
     if times < 1:
         raise ValueError(f"the number of samples must be at least 1, got {times}")
-    return [line for line in flags.prompt.splitlines() if line.strip() for _ in range(times)]
+    lines = [line.removesuffix("\r") for line in flags.prompt.split("\n")]
+    return [line for line in lines if line.strip() for _ in range(times)]
 
 
 if __name__ == "__main__":

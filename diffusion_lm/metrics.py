@@ -87,18 +87,29 @@ class Meter:
         machines = jax.process_count() if jax.default_backend() == "cpu" else jax.device_count()
         self._peak = calibrate() * machines
         self._seen: list[dict[str, float]] = []
+        self._skipped = 0  # since the last row
+        self.skipped_in_a_row = 0
         self._start = time.perf_counter()
 
-    def add(self, metrics) -> None:
-        """Takes the metrics of one step, waiting for the device if it has to."""
-        self._seen.append(means(metrics))
-        self._names = list(self._seen[-1])
+    def add(self, metrics) -> bool:
+        """Takes the metrics of one step, waiting for the device if it has to. Returns False for a
+        step whose update was skipped, which counts in no mean."""
+        seen = means(metrics)
+        if seen.pop("skipped", 0):
+            self._skipped += 1
+            self.skipped_in_a_row += 1
+            return False
+        self._seen.append(seen)
+        self.skipped_in_a_row = 0
+        return True
 
     def headline(self, row: dict) -> str:
         """What the loss says, for people: nats per token, or all that it measures."""
+        skipped = f", {row['skipped']} updates skipped" if "skipped" in row else ""
         if "nats_per_token" in row:
-            return f"{row['nats_per_token']:.3f} nats/token"
-        return ", ".join(f"{name} {row[name]:.3f}" for name in self._names if name != "grad_norm")
+            return f"{row['nats_per_token']:.3f} nats/token{skipped}"
+        names = [name for name in self._names if name != "grad_norm"]
+        return ", ".join(f"{name} {row[name]:.3f}" for name in names) + skipped
 
     @contextlib.contextmanager
     def paused(self):
@@ -111,8 +122,8 @@ class Meter:
         """One row for the steps since the last; standard_error is over these steps, of the nats
         per token, if the loss is a likelihood."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
-        count = len(self._seen)
-        mean = {name: sum(v[name] for v in self._seen) / count for name in self._seen[0]}
+        count, self._names = len(self._seen), list(self._seen[0]) if self._seen else []
+        mean = {name: sum(v[name] for v in self._seen) / count for name in self._names}
         row = {"step": step, "split": "train"}
         if "nats_per_token" in mean:
             nats = [v["nats_per_token"] for v in self._seen]
@@ -122,8 +133,11 @@ class Meter:
                 "bits_per_char": bits / chars if chars else None,
                 "standard_error": np.std(nats, ddof=1) / math.sqrt(count) if count > 1 else None,
             }
+        if self._skipped:
+            row["skipped"] = self._skipped
+        count += self._skipped
         rate = count * self._flops / seconds
-        self._seen, self._start = [], time.perf_counter()
+        self._seen, self._skipped, self._start = [], 0, time.perf_counter()
         return {
             **row,
             **mean,
@@ -197,6 +211,8 @@ def jsonable(row: dict) -> dict:
             value = value.item()
         if isinstance(value, float):
             return float(f"{value:.6g}") if math.isfinite(value) else str(value)
-        return value
+        if isinstance(value, dict):
+            return jsonable(value)
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     return {key: plain(value) for key, value in row.items()}

@@ -70,6 +70,8 @@ class Network(NamedTuple):
     # (params, cache, tokens[B], position, given) -> (logits f32[B, V], cache); causal ones only
     decode: Callable[..., tuple[Array, Any]] | None = None
     cache: Callable[..., Any] | None = None  # (batch, length) -> an empty cache for `decode`
+    # whether, in training, `given` is the number of steps done, int32[B], instead
+    anneals: bool = False
     # (params, src[B, S], dropout keys[B] | None) -> Memory; networks of pairs only
     encode: Callable[..., "Memory"] | None = None
 
@@ -100,6 +102,8 @@ class Objective(NamedTuple):
     families: tuple[str, ...]
     exact: bool = False  # True if nll is -log p(x) itself, False if an upper bound in expectation
     token_nll: Callable[..., Array] | None = None  # (params, batch) -> f32[B, L], nll by tokens
+    # (params, batch with "last" int[B]) -> f32[B, D], what it makes of x up to its last token
+    features: Callable[..., Array] | None = None
     # (params, batch, key) -> {name: f32[B] nats per example}: "nll" and what to read beside it
     figures: Callable[..., dict[str, Array]] | None = None
     frozen: tuple[str, ...] = ()  # parts of params that come from other runs and are not trained
@@ -167,6 +171,16 @@ class Sampler(NamedTuple):
     """
 
     sample: Callable[..., Samples]
+
+
+class Judge(NamedTuple):
+    """What gives texts their exact probability."""
+
+    # (tokens int[N, L] of the model that is judged, batch size) -> (-log p of each text in nats
+    # f64[N], of how many of the judge's tokens int[N])
+    score: Callable[..., tuple[Any, Any]]
+    protocol: dict  # who it is and how it reads, for the log
+    features: Callable[..., Any] | None = None  # (tokens, batch size) -> f32[N, D], for MAUVE
 
 
 class Optimizer(NamedTuple):

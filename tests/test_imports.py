@@ -10,14 +10,14 @@ import diffusion_lm
 PACKAGE = pathlib.Path(diffusion_lm.__file__).parent
 ROOT = PACKAGE.parent
 TOP = {"main", "train", "evaluate", "sample", "translate", "build", "config", "checkpoint"}
-TOP |= {"plan", "interop"}
+TOP |= {"plan", "interop", "judges", "names", "plot"}
 # folder -> what of ours it may import
 ALLOWED = {
     "objectives": {"keys", "ops", "processes", "schedules", "types", "objectives"},
     "samplers": {"keys", "ops", "processes", "samplers", "schedules", "types"},
     "networks": {"keys", "ops", "types", "networks"},
     "ops": {"ops", "types"},
-    "evaluators": {"data", "evaluators", "keys", "ops", "schedules", "types"},
+    "evaluators": {"data", "evaluators", "keys", "ops", "parallel", "schedules", "types"},
     "data": {"data"},
 }
 # one-way roads between objectives

@@ -16,7 +16,7 @@ import pytest
 import toy
 from ml_collections import ConfigDict
 
-from diffusion_lm import build, checkpoint, config, evaluate, keys, main, sample, train
+from diffusion_lm import build, checkpoint, config, evaluate, keys, main, names, sample, train
 from diffusion_lm.objectives import md4
 from diffusion_lm.samplers import first_hitting
 from diffusion_lm.types import Samples
@@ -87,7 +87,8 @@ def test_train_writes_what_it_promises(finished, capsys):
     assert 0 < log[0]["matmul_fraction"] < 1
     valid = [r for r in log if r["split"] == "valid"]
     assert [r["step"] for r in valid] == [4] and valid[0]["standard_error"] > 0
-    assert {"draws", "tokenizer", "data", "windows"} <= set(valid[0])
+    assert "draws" in valid[0]
+    assert {"tokenizer", "data", "windows"} <= set(valid[0]["protocol"])
     assert abs(valid[0]["bits_per_char"] - valid[0]["bits_per_token"]) < 0.3  # bytes, ASCII text
     assert len(rows(workdir, "samples.jsonl")) == 2
     before = (workdir / "metrics.jsonl").read_text()
@@ -264,7 +265,7 @@ def reduced(name: str, text: str) -> ConfigDict:
     else:
         small.data = ConfigDict({"name": "text", "source": "files", "path": text, "length": 16})
         small.data.tokenizer = "bytes"
-    takes = inspect.signature(build.find("network", small.network.name)).parameters
+    takes = inspect.signature(names.find("network", small.network.name)).parameters
     small.network.update({name: size for name, size in TINY.items() if name in takes})
     small.train.update(steps=2, batch_size=16, microbatches=1, log_every=1, eval_every=2)
     small.train.update(checkpoint_every=2)
@@ -273,7 +274,7 @@ def reduced(name: str, text: str) -> ConfigDict:
     sections = {"sampler": small.sampler}
     sections |= {f"evaluators.{label}": part for label, part in small.evaluators.items()}
     for section, part in sections.items():
-        fields = build.schema(small, section)[0]
+        fields = names.schema(small, section)[0]
         part.update({k: v for k, v in sizes.items() if k in fields})
     return small
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 import sacrebleu
 
-from diffusion_lm import build, evaluate
+from diffusion_lm import evaluate, names
 from diffusion_lm.evaluators import translation
 
 CAT, DOG = "the cat sat on the mat", "a dog ran over one hill"
@@ -47,7 +47,7 @@ def run_of(texts, candidates=None, calls=None, pairs=PAIRS, asked=None):
         for index in range(number):
             yield Translation(texts[index], candidates[index], calls[index], PROTOCOL)
 
-    windows = SimpleNamespace(texts=pairs, fingerprint="7")
+    windows = SimpleNamespace(texts=pairs, dropped=7)
     return Run(translate, SimpleNamespace(windows=lambda split: windows))
 
 
@@ -170,7 +170,9 @@ def test_row():
     sources, references = [s for s, _ in PAIRS], [r for _, r in PAIRS]
     assert translation.scores(texts, references, sources, candidates).items() <= row.items()
     facts = row["protocol"]
-    assert (facts["split"], facts["pairs"], facts["data"]) == ("test", 3, "7")
+    assert (facts["split"], facts["pairs"], row["dropped"]) == ("test", 3, 7)
+    other = run_of(texts, candidates, pairs=[(s, r + "!") for s, r in PAIRS])
+    assert MADE(split="test")(other)["protocol"]["data"] != facts["data"]
     assert facts["bleu"] == row["bleu_signature"] and facts["chrf"] == row["chrf_signature"]
     values = [v for name, v in row.items() if name != "protocol"]
     assert all(type(v) in (int, float, str, type(None)) for v in values)

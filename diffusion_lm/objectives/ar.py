@@ -61,6 +61,13 @@ def make(*, network, vocab_size: int, start: int, label_smoothing: float = 0.0) 
         """-log p(x): f32[B] nats per example."""
         return token_nll(params, batch).sum(1)
 
+    def features(params, batch):
+        """The trunk's state at the token x^last, before which no start token stands: f32[B, D]."""
+        condition = given(params, batch, None)
+        h_BLD = net.trunk(params["network"], batch["x"], None, None, condition)
+        at_B11 = batch["last"][:, None, None]
+        return jnp.take_along_axis(h_BLD, at_B11, axis=1)[:, 0].astype(jnp.float32)
+
     def predict(params, cond=None):
         """A Decoder: log p of the next token, one position at a time."""
         condition = None if cond is None else given(params, cond, None)
@@ -72,4 +79,5 @@ def make(*, network, vocab_size: int, start: int, label_smoothing: float = 0.0) 
         return Decoder(net.cache, step, start)
 
     families = ("autoregressive",)
-    return Objective(init, loss, nll, predict, None, families, exact=True, token_nll=token_nll)
+    exactly = {"exact": True, "token_nll": token_nll, "features": features}
+    return Objective(init, loss, nll, predict, None, families, **exactly)

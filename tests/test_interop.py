@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from diffusion_lm import main, parallel
+from diffusion_lm.data import tokenizer_json
 from diffusion_lm.interop import __main__ as interop
 from diffusion_lm.interop import layouts, safetensors
-from diffusion_lm.networks import dit, gpt2
+from diffusion_lm.networks import dit, gpt2, llama
 
 FOLDER = pathlib.Path(__file__).parent / "reference"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz .,\n"  # and the end token: the 31 ids of the references
@@ -34,6 +35,15 @@ CONFIGS = {
         "vocab_size": 258,
     },
     "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 16, "vocab_size": 257},
+    "llama": {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "max_position_embeddings": 16,
+        "vocab_size": 257,
+    },
 }
 
 
@@ -42,7 +52,10 @@ def tensors_of(kind, rows=258, width=16):
     size = {"layers": 2, "width": width, "heads": 2}
     if kind == "gpt2":
         size |= {"positions": 16}
-        network, rows = gpt2.make(inputs=257, outputs=257, causal=True, **size), 257
+        network = gpt2.make(inputs=257, outputs=257, causal=True, **size)
+    elif kind == "llama":
+        more = {"kv_heads": 1, "hidden": 24, "tied": False}
+        network = llama.make(inputs=257, outputs=257, causal=True, **size, **more)
     else:
         size |= {"condition_width": 8}
         network = dit.make(inputs=rows, outputs=rows, causal=kind == "mdlm_ar", **size)
@@ -52,6 +65,8 @@ def tensors_of(kind, rows=258, width=16):
     tensors, names = layouts.to_theirs(params), [layouts.BUFFER]
     if kind == "gpt2":
         names = ["h.0.attn.bias", "h.1.attn.bias"]
+    elif kind == "llama":
+        names = ["layers.0.self_attn.rotary_emb.inv_freq"]
     return tensors | {name: layouts.constant(kind, name, size) for name in names}
 
 
@@ -59,8 +74,9 @@ def publish(folder, kind, tensors=None, config=None, prefix=""):
     """A folder as the project of a kind publishes it."""
     folder.mkdir(parents=True)
     tensors = tensors_of(kind) if tensors is None else tensors
+    named = {name if name == layouts.HEAD else prefix + name: v for name, v in tensors.items()}
     with open(folder / "model.safetensors", "wb") as file:
-        safetensors.write(file, {prefix + name: value for name, value in tensors.items()})
+        safetensors.write(file, named)
     (folder / "config.json").write_text(json.dumps(CONFIGS[kind] if config is None else config))
     return folder
 
@@ -157,7 +173,7 @@ def test_an_imported_gpt2_is_the_energy_of_edlm(tmp_path, text_file, capsys):
 def test_a_published_model_is_scored_sampled_trained_and_given_back(
     kind, tmp_path, text_file, capsys
 ):
-    prefix = "backbone." if kind == "mdlm" else ""
+    prefix = layouts.USUAL.get(kind, "")
     source = publish(tmp_path / "published", kind, prefix=prefix)
     workdir, back = str(tmp_path / "run"), tmp_path / "back"
     assert interop.main(import_args(source, kind, workdir, text_file)) == 0
@@ -165,7 +181,7 @@ def test_a_published_model_is_scored_sampled_trained_and_given_back(
     assert main.main([f"--workdir={workdir}", "--mode=eval"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["step"] == 0 and np.isfinite(row["nats_per_token"])
-    assert row["kind"] == ("exact" if kind in ("mdlm_ar", "gpt2") else "upper bound")
+    assert row["kind"] == ("exact" if kind in ("mdlm_ar", "gpt2", "llama") else "upper bound")
     assert main.main([f"--workdir={workdir}", "--mode=sample", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"]
     assert interop.main(["export", f"--workdir={workdir}", f"--to={back}"]) == 0
@@ -182,7 +198,7 @@ def test_a_published_model_is_scored_sampled_trained_and_given_back(
     assert interop.main(["export", f"--workdir={workdir}", f"--to={again}"]) == 0
     new, old = read(again / "model.safetensors"), read(source / "model.safetensors")
     assert new.keys() == old.keys()
-    names = {"gpt2": "h.1.attn.c_attn.weight"}
+    names = {"gpt2": "h.1.attn.c_attn.weight", "llama": "layers.1.self_attn.q_proj.weight"}
     name = prefix + names.get(kind, "blocks.1.attn_qkv.weight")
     assert 0 < np.abs(new[name] - old[name]).max() < 1e-2
 
@@ -268,6 +284,27 @@ def test_lost_digits_are_said(tmp_path, text_file, capsys):
     path.write_bytes(content)
     assert interop.main(import_args(folder, "mdlm_ar", tmp_path / "run", text_file)) == 0
     assert "1 float64 tensors were rounded" in capsys.readouterr().out
+
+
+def test_mdlm_of_text8(tmp_path, capsys):
+    """35 ids, the mask at 4; a tokenizer of the other 34, with special ones among the first."""
+    special = ["[CLS]", "[SEP]", "[BOS]", "[EOS]", "[PAD]", "[RESERVED]", "[UNK]"]
+    tokens = [*special, *"abcdefghijklmnopqrstuvwxyz", "Ġ"]
+    config = CONFIGS["mdlm"] | {"vocab_size": 35, "mask_index": 4}
+    folder = publish(tmp_path / "published", "mdlm", tensors_of("mdlm", rows=35), config)
+    content = tokenizer_json.compose(tokens, [], list(range(7)), digits=False)
+    (folder / "tokenizer.json").write_text(content)
+    (tmp_path / "text.txt").write_text("anarchism originated as a term of abuse " * 100)
+    text, workdir = f"--config.data.path={tmp_path / 'text.txt'}", tmp_path / "run"
+    split = "--config.data.split=position"
+    more = ["--config.data.tokenizer=file", text, split]
+    assert interop.main(import_args(folder, "mdlm", workdir, "", *more)) == 0
+    made = json.loads((workdir / "config.json").read_text())
+    assert (made["network"]["mask"], made["network"]["rows"]) == (4, 35)
+    capsys.readouterr()
+    argv = [f"--workdir={workdir}", "--mode=sample", "--num_steps=2", "--json", "--prompt=an abuse"]
+    assert main.main(argv) == 0
+    assert json.loads(capsys.readouterr().out)["text"].startswith("an abuse")
 
 
 def test_all_that_does_not_fit_is_listed(tmp_path, text_file, capsys):
@@ -498,8 +535,8 @@ def test_help_needs_no_jax_and_unknown_kinds_are_named(capsys, tmp_path):
     with pytest.raises(SystemExit):
         interop.main(["--help"])
     assert "--kind=sedd" in capsys.readouterr().out
-    argv = ["import", f"--from={tmp_path}", "--kind=llama", f"--workdir={tmp_path / 'run'}"]
-    refused(capsys, argv, "'llama'", "sedd, mdlm, mdlm_ar, gpt2")
+    argv = ["import", f"--from={tmp_path}", "--kind=bert", f"--workdir={tmp_path / 'run'}"]
+    refused(capsys, argv, "'bert'", "sedd, mdlm, mdlm_ar, gpt2, llama")
 
 
 def gpt2_logits(w, tokens, heads=2):

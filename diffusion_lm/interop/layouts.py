@@ -4,6 +4,7 @@ sedd      SEDD's adaLN transformer (louaaron/sedd-small, -medium)
 mdlm      MDLM's, the same layout (kuleshov-group/mdlm-owt)
 mdlm_ar   MDLM's autoregressive baseline: without sigma and adaLN
 gpt2      GPT-2 (openai-community/gpt2)
+llama     LLaMA and what is built like it (HuggingFaceTB/SmolLM2-135M)
 """
 
 import math
@@ -13,9 +14,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-KINDS = ("sedd", "mdlm", "mdlm_ar", "gpt2")
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "transformer.")  # that may stand before names
-BUFFER = "rotary_emb.inv_freq"  # a constant of all but GPT-2
+KINDS = ("sedd", "mdlm", "mdlm_ar", "gpt2", "llama")
+# That may stand before names.
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "transformer.", "model.")
+USUAL = {"mdlm": "backbone.", "llama": "model."}  # of what did not come with another
+HEAD = "lm_head.weight"  # of GPT-2 and LLaMA, which is not in the model
+BUFFER = "rotary_emb.inv_freq"  # a constant of SEDD and MDLM
+BUFFERS = re.compile(r"layers\.\d{1,4}\.self_attn\.rotary_emb\.inv_freq")  # of old LLaMAs
 MASK = re.compile(r"h\.\d{1,4}\.attn\.bias")  # of GPT-2: which positions see which
 
 
@@ -75,18 +80,37 @@ GPT2_WHOLE = {
     "ln_f.weight": ("output/scale", 0),
     "ln_f.bias": ("output/bias", 0),
 }
+LLAMA_BLOCK = {
+    "input_layernorm.weight": ("norm1/scale", 0),
+    "self_attn.q_proj.weight": ("q", 1),
+    "self_attn.k_proj.weight": ("k", 1),
+    "self_attn.v_proj.weight": ("v", 1),
+    "self_attn.o_proj.weight": ("out", 2),
+    "post_attention_layernorm.weight": ("norm2/scale", 0),
+    "mlp.gate_proj.weight": ("gate", 1),
+    "mlp.up_proj.weight": ("up", 1),
+    "mlp.down_proj.weight": ("down", 1),
+}
+LLAMA_WHOLE = {
+    "embed_tokens.weight": ("embedding", 0),
+    "norm.weight": ("output/scale", 0),
+    HEAD: ("head", 1),
+}
 
 
 def places(params) -> dict[str, Place]:
     """Their names and the places, of a network's parameters, abstract or not."""
-    ours = "head" in params  # GPT-2's is the embedding
-    whole, block, stem = (WHOLE, BLOCK, "blocks") if ours else (GPT2_WHOLE, GPT2_BLOCK, "h")
+    whole, block, stem, turned = WHOLE, BLOCK, "blocks", True
+    if "gate" in params["blocks"]:
+        whole, block, stem = LLAMA_WHOLE, LLAMA_BLOCK, "layers"
+    elif "place" in params:
+        whole, block, stem, turned = GPT2_WHOLE, GPT2_BLOCK, "h", False
     out = {}
     for name, (path, fed) in whole.items():
-        out[name] = Place(tuple(path.split("/")), None, fed, ours)
+        out[name] = Place(tuple(path.split("/")), None, fed, turned)
     for layer in range(params["blocks"]["norm1"]["scale"].shape[0]):
         for name, (path, fed) in block.items():
-            out[f"{stem}.{layer}.{name}"] = Place(("blocks", *path.split("/")), layer, fed, ours)
+            out[f"{stem}.{layer}.{name}"] = Place(("blocks", *path.split("/")), layer, fed, turned)
     return {name: place for name, place in out.items() if _get(params, place.path) is not None}
 
 
@@ -136,13 +160,14 @@ def constant_shape(kind: str, name: str, network) -> tuple[int, ...] | None:
     if kind == "gpt2":
         length = network["positions"]
         return (1, 1, length, length) if MASK.fullmatch(name) else None
-    return (network["width"] // network["heads"] // 2,) if name == BUFFER else None
+    known = BUFFERS.fullmatch(name) if kind == "llama" else name == BUFFER
+    return (network["width"] // network["heads"] // 2,) if known else None
 
 
 def constant(kind: str, name: str, network) -> np.ndarray:
     """What it holds: which positions see which, or the rotary frequencies."""
     if kind == "gpt2":
         return np.tri(network["positions"], dtype=np.float32)[None, None]
-    size = network["width"] // network["heads"]
+    size, base = network["width"] // network["heads"], network.get("rotary_base", 1e4)
     exponent = np.arange(0, size, 2).astype(np.float32) / np.float32(size)  # as torch rounds
-    return np.float32(1) / np.float32(1e4) ** exponent
+    return np.float32(1) / np.float32(base) ** exponent

@@ -1,4 +1,5 @@
-"""What published models say of themselves in config.json, and the configs of ours that match."""
+"""What published models say of themselves in config.json, and the configs of ours that match;
+LLaMA's are in llama.py."""
 
 import re
 from typing import NamedTuple
@@ -44,23 +45,12 @@ def sizes(kind: str, config: dict, shapes: dict[str, tuple]) -> Sizes:
         for name in names:
             value = model.get(name, rest.get(name))
             if value is not None:
-                if type(value) is not int or not 0 < value <= MOST:
-                    raise ValueError(f"config.json: {name} must be an integer in 1..{MOST}, "
-                                     f"got {value!r:.60}")  # fmt: skip
-                return value
+                return integer(name, value)
         if not found:
             raise ValueError(
                 f"neither config.json nor the tensors say {names[0]}; config.json may name it"
             )
         return found[0]
-
-    def choice(name, value, choices):
-        if value not in choices:
-            raise ValueError(
-                f"config.json: {name} {value!r:.60} is not supported; choices: "
-                + ", ".join(str(c) for c in choices)
-            )
-        return value
 
     width = size("hidden_size", "hidden_dim", "n_embd", found=embedding[1:2])
     graph, noise = "absorbing", {"name": "linear"}
@@ -75,7 +65,7 @@ def sizes(kind: str, config: dict, shapes: dict[str, tuple]) -> Sizes:
         if choice("noise.type", given.get("type", "loglinear"), ("loglinear", "geometric")) == (
             "geometric"
         ):
-            ends = [_real(f"noise.{n}", given.get(n)) for n in ("sigma_min", "sigma_max")]
+            ends = [real(f"noise.{n}", given.get(n)) for n in ("sigma_min", "sigma_max")]
             noise = {"name": "geometric", "minimum": ends[0], "maximum": ends[1]}
     if kind == "gpt2":  # what the network does not have
         choice("activation_function", rest.get("activation_function", "gelu_new"), ("gelu_new",))
@@ -107,7 +97,7 @@ def sizes(kind: str, config: dict, shapes: dict[str, tuple]) -> Sizes:
         rows=rows,
         mask=None if mask == rows - 1 else mask,
         length=size("length", "model_length", "n_positions", found=[LENGTH]),
-        dropout_rate=_real("dropout", rate),
+        dropout_rate=real("dropout", rate),
         time_input=kind == "sedd" or (kind == "mdlm" and bool(timed)),
         graph=graph,
         noise=noise,
@@ -129,15 +119,31 @@ def _section(config: dict, name: str) -> dict:
     return value
 
 
-def _real(name: str, value) -> float:
-    if type(value) not in (int, float) or not 0 <= value < 1e6:
+def integer(name: str, value) -> int:
+    if type(value) is not int or not 0 < value <= MOST:
+        raise ValueError(f"config.json: {name} must be an integer in 1..{MOST}, got {value!r:.60}")
+    return value
+
+
+def real(name: str, value) -> float:
+    if type(value) not in (int, float) or not 0 <= value < 1e9:
         raise ValueError(f"config.json: {name} must be a number from 0 on, got {value!r:.60}")
     return float(value)
 
 
-def run_config(kind: str, s: Sizes) -> dict:
+def choice(name: str, value, choices: tuple):
+    if value not in choices:
+        raise ValueError(
+            f"config.json: {name} {value!r:.60} is not supported; choices: "
+            + ", ".join(str(c) for c in choices)
+        )
+    return value
+
+
+def run_config(kind: str, config: dict, shapes: dict[str, tuple]) -> dict:
     """A config of ours for a published model: its network, and the settings it was trained with;
-    the default text, in GPT-2's tokens."""
+    see `sizes`."""
+    s = sizes(kind, config, shapes)
     network = {
         "name": "dit",
         "layers": s.layers,
@@ -166,11 +172,17 @@ def run_config(kind: str, s: Sizes) -> dict:
         "mdlm_ar": {"name": "autoregressive"},
         "gpt2": {"name": "autoregressive"},
     }[kind]
+    made = trained(network, s.length) | {"objective": objective, "sampler": sampler}
+    return made | {"schedule": s.noise}
+
+
+def trained(network: dict, length: int) -> dict:
+    """A config of an autoregressive network on the default text, in GPT-2's tokens, with the
+    settings that SEDD and MDLM were trained with."""
     return {
-        "data": {"name": "text", "source": "sotu", "tokenizer": "gpt2", "length": s.length},
+        "data": {"name": "text", "source": "sotu", "tokenizer": "gpt2", "length": length},
         "network": network,
-        "objective": objective,
-        "schedule": s.noise,
+        "objective": {"name": "ar"},
         "optimizer": {
             "name": "adamw",
             "learning_rate": 3e-4,
@@ -178,7 +190,7 @@ def run_config(kind: str, s: Sizes) -> dict:
             "warmup": 2500,
             "clip": 1.0,
         },
-        "sampler": sampler,
+        "sampler": {"name": "autoregressive"},
         "evaluators": {"valid": {"name": "likelihood", "draws": 4, "batch_size": 8}},
         "train": {"steps": 0, "batch_size": 512, "ema": 0.9999},
     }
@@ -187,13 +199,14 @@ def run_config(kind: str, s: Sizes) -> dict:
 def kind_of(config) -> str:
     """The layout that a run of ours can be written in. Raises ValueError if there is none."""
     network, objective = config.network, config.objective
-    if (network.name, objective.name) == ("gpt2", "ar"):
-        return "gpt2"
+    if network.name in ("gpt2", "llama") and objective.name == "ar":
+        return network.name
     name = {"sedd": "sedd", "md4": "mdlm", "ar": "mdlm_ar"}.get(objective.name)
     if network.name != "dit" or name is None:
         raise ValueError(
             f"no published layout holds network {network.name!r} with objective "
-            f"{objective.name!r}: wanted network 'dit' and one of sedd, md4, ar, or 'gpt2' and ar"
+            f"{objective.name!r}: wanted network 'dit' and one of sedd, md4, ar; or ar and 'gpt2' "
+            "or 'llama'"
         )
     wanted = {}
     if name == "sedd":
@@ -212,9 +225,9 @@ def kind_of(config) -> str:
     return name
 
 
-def published_config(kind: str, config, rows: int) -> dict:
+def published_config(kind: str, config, params) -> dict:
     """A config.json as the original project of a kind reads it, of a config of ours."""
-    network, length = config.network, config.data.length
+    network, length, rows = config.network, config.data.length, len(params["embedding"])
     if kind == "gpt2":
         named = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
         sized = {"vocab_size": rows, "n_positions": network.positions, "n_embd": network.width}

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import struct
+from collections import Counter
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -74,9 +75,9 @@ def _once(pairs: list) -> dict:
     """An object without the same name twice: else it would matter who reads it."""
     out = dict(pairs)
     if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"the name {twice[0]!r} is there twice")
+        counts = Counter(name for name, _ in pairs)
+        twice = min(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"the name {twice!r:.60} is there twice")
     return out
 
 
@@ -95,8 +96,10 @@ def _checked(path: str, header: dict, begin: int, whole: int) -> dict[str, Tenso
         if type(dtype) is not str or dtype not in SIZES:
             raise ValueError(f"{about}: unknown dtype {dtype!r:.40}; known: {', '.join(SIZES)}")
         for field, value in (("shape", shape), ("data_offsets", offsets)):
-            if type(value) is not list or any(type(n) is not int or n < 0 for n in value):
-                raise ValueError(f"{about}: {field} must be a list of integers from 0 on")
+            if type(value) is not list or any(
+                type(n) is not int or not 0 <= n < 2**63 for n in value
+            ):
+                raise ValueError(f"{about}: {field} must be a list of integers in 0..2^63 - 1")
         if len(offsets) != 2 or len(shape) > 8:
             raise ValueError(f"{about}: wanted two data_offsets and at most 8 axes")
         first, last = offsets
@@ -139,13 +142,18 @@ def read(name: str, tensor: Tensor) -> np.ndarray:
         values = (values.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
-    if not np.isfinite(values).all():
-        bad = values[~np.isfinite(values)]
+    check_finite(tensor.path, name, values)
+    return values.reshape(tensor.shape)
+
+
+def check_finite(path: str, name: str, values: np.ndarray) -> None:
+    """Raises ValueError if there are values that are not finite."""
+    bad = values[~np.isfinite(values)]
+    if len(bad):
         raise ValueError(
-            f"{tensor.path}: tensor {name!r} has {len(bad)} values of {count} that are not finite "
+            f"{path}: tensor {name!r} has {len(bad)} values of {values.size} that are not finite "
             f"in float32, such as {bad[0]}"
         )
-    return values.reshape(tensor.shape)
 
 
 def rounds(tensor: Tensor, values: np.ndarray) -> bool:

@@ -47,6 +47,7 @@ class Norm(nn.Module):
     """RMSNorm or LayerNorm over the last axis, scale only, computed in float32."""
 
     kind: str
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
@@ -54,7 +55,7 @@ class Norm(nn.Module):
         out = h.astype(jnp.float32)
         if self.kind == "layer":
             out = out - out.mean(-1, keepdims=True)
-        out = out * jax.lax.rsqrt(jnp.mean(out**2, -1, keepdims=True) + 1e-5)
+        out = out * jax.lax.rsqrt(jnp.mean(out**2, -1, keepdims=True) + self.epsilon)
         return (out * scale).astype(h.dtype)
 
 

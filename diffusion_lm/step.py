@@ -42,7 +42,8 @@ def settings(
 ) -> Settings:
     """The loop's settings. `batch_size` is global; `ema` is the decay of the averaged parameters
     that are evaluated and sampled from (0: none); `keep` is how many checkpoints stay;
-    `num_samples` are printed at each evaluation; `start` is "random" or "bigram" (bigram.py)."""
+    `num_samples` are printed at each evaluation; `start` is "random", "bigram"
+    (bigram.py) or the folder of a run of the same tokens, whose network is taken (graft.py)."""
     given = Settings(**locals())
     for name in ("batch_size", "microbatches", "log_every", "eval_every", "keep"):
         if getattr(given, name) < 1:
@@ -57,8 +58,6 @@ def settings(
         raise ValueError(
             f"train.batch_size {batch_size} is not divisible by train.microbatches {microbatches}"
         )
-    if start not in ("random", "bigram"):
-        raise ValueError(f"unknown train.start {start!r}; choices: random, bigram")
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ValueError(
             "train.tensorboard needs the extra: pip install 'diffusion_lm[tensorboard]'"
@@ -110,6 +109,8 @@ def make_train_step(
 
     The gradient is that of sum(loss) / sum(tokens) over the whole global batch. Noise depends on
     (seed, step, row) alone, so the number of microbatches and devices does not change the masks.
+    If the loss, its gradient or the update is not finite anywhere, all but the step stays as it
+    was, on all devices alike, and the metric "skipped" is 1.
     """
 
     def total(mine, params, batch, key):
@@ -119,10 +120,11 @@ def make_train_step(
     def train_step(state: TrainState, batch):
         key = keys.stream(seed, "loss", state.step)
         batch = keys.number(batch)
+        batch["step"] = jnp.full(batch["row"].shape, state.step)
         mine = trained(objective, state.params)
-        grad = jax.grad(total, has_aux=True)
+        grad = jax.value_and_grad(total, has_aux=True)
         if microbatches == 1:
-            grads, (tokens, metrics) = grad(mine, state.params, batch, key)
+            (nats, (tokens, metrics)), grads = grad(mine, state.params, batch, key)
         else:
             chunks = parallel.spread_microbatches(batch, microbatches, parallel.batch_shards(mesh))
 
@@ -132,16 +134,24 @@ def make_train_step(
             first = jax.tree.map(lambda a: a[0], chunks)
             zeros = jax.eval_shape(grad, mine, state.params, first, key)
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), zeros)
-            (grads, (tokens, metrics)), _ = jax.lax.scan(add, zeros, chunks)
+            ((nats, (tokens, metrics)), grads), _ = jax.lax.scan(add, zeros, chunks)
         grads = jax.tree.map(lambda g: g / tokens, grads)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, mine)
-        mine = optax.apply_updates(mine, updates)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(nats) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+        new = optax.apply_updates(mine, updates)
         average = state.ema
         if ema:
             # A new average follows fast: its decay rises as (1 + step) / (10 + step).
             decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, mine)
-        metrics["grad_norm"] = Ratio(optax.tree.norm(grads), jnp.float32(1))
-        return TrainState(state.step + 1, state.params | mine, opt_state, average), metrics
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, new)
+        new, opt_state, average = jax.tree.map(
+            lambda after, before: jnp.where(finite, after, before),
+            (new, opt_state, average),
+            (mine, state.opt_state, state.ema),
+        )
+        metrics["grad_norm"] = Ratio(norm, jnp.float32(1))
+        metrics["skipped"] = Ratio(1 - finite.astype(jnp.float32), jnp.float32(1))
+        return TrainState(state.step + 1, state.params | new, opt_state, average), metrics
 
     return train_step

@@ -141,7 +141,6 @@ def test_token_log_prob_is_log_softmax():
         ({"steps": -1}, "steps"),
         ({"ema": 1.0}, "ema"),
         ({"microbatches": 3}, "not divisible"),
-        ({"start": "trigram"}, "random, bigram"),
         ({"checkpoint_every": 0}, "checkpoint_every"),
     ],
 )

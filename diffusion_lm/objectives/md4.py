@@ -97,7 +97,8 @@ def make(
         if train and label_B is not None:
             label_B = hide(keys.rows_fold(keys_B, 0), label_B, classes)
         keys_drop = keys.rows_fold(keys_B, 1) if train else None
-        return net.trunk(params["network"], z_BL, t_B, keys_drop, label_B)
+        given_B = batch.get("step") if net.anneals and train else label_B
+        return net.trunk(params["network"], z_BL, t_B, keys_drop, given_B)
 
     def by_time(estimator, params, batch, key, train, draw):
         """The bound at one time a row: f32[B] nats per example."""

@@ -1,9 +1,22 @@
-"""Checkpoints: Orbax behind one small face. A checkpoint holds a state and a record of the run."""
+"""Checkpoints: Orbax behind one small face. A checkpoint holds a state and a record of the run.
 
+Orbax restores an array with a flipped bit in silence and does not go back to an older checkpoint if
+the newest is damaged. So a record carries a checksum of each array and of itself; they are checked
+when it is read, and what does not agree is named, put aside and passed over for the next older one.
+"""
+
+import json
 import logging
 import os
+import sys
+import zlib
+from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from diffusion_lm.step import TrainState
 
@@ -19,6 +32,7 @@ class Checkpoints:
         # Orbax warns of options that we set on purpose.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             create=not read_only,
@@ -36,33 +50,163 @@ class Checkpoints:
         return self._manager.latest_step() if self._manager else None
 
     def save(self, step: int, state: TrainState, record: dict) -> None:
-        """Saves a state and a JSON record of the run under its step, once."""
+        """Saves a state and a JSON record of the run under its step, once. Raises OSError if this
+        save or the one before it cannot be written."""
         if step == self.latest():
             return
+        whole = record | {"checksums": checksums(state)}
+        whole["own_checksum"] = _of_json(whole)
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state._asdict()), record=ocp.args.JsonSave(record)
+            state=ocp.args.StandardSave(state._asdict()), record=ocp.args.JsonSave(whole)
         )
-        self._manager.save(step, args=args)
+        try:
+            self._manager.save(step, args=args)
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def check(self) -> None:
+        """Raises OSError if a save that is under way has failed."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._unwritten(error) from error
 
     def record(self) -> dict:
-        """The record beside the newest state. Raises FileNotFoundError if there is none."""
-        if self.latest() is None:
-            raise FileNotFoundError(f"no checkpoint in {self.folder}")
-        args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        return self._manager.restore(self.latest(), args=args)["record"]
+        """The record beside the newest state that can be read. Raises FileNotFoundError if there is
+        no checkpoint and ValueError if none can be read."""
+        return self._newest(self._record)
 
     def restore(self, abstract: TrainState) -> TrainState:
-        """The newest state, laid out as `abstract` says.
+        """The newest state that agrees with its checksums, laid out as `abstract` says.
 
         `abstract` holds jax.ShapeDtypeStructs with shardings, which need not be those of the run
-        that saved. Raises FileNotFoundError if there is no checkpoint.
+        that saved. Raises FileNotFoundError if there is no checkpoint and ValueError if none is
+        whole. Damaged ones are moved to `workdir/damaged`, if this is not read-only.
         """
-        if self.latest() is None:
-            raise FileNotFoundError(f"no checkpoint in {self.folder}")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract._asdict()))
-        return TrainState(**self._manager.restore(self.latest(), args=args)["state"])
+
+        def read(step: int) -> TrainState:
+            wanted = self._record(step).get("checksums")
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract._asdict()))
+            state = TrainState(**self._manager.restore(step, args=args)["state"])
+            if wanted is not None:  # an older run has none
+                found = checksums(state)
+                wrong = [name for name in found if found[name] != wanted.get(name)]
+                if wrong:
+                    raise ValueError(f"the array {wrong[0]} is not as it was saved (checksum)")
+            return state
+
+        return self._newest(read)
 
     def close(self) -> None:
+        """Waits until all is on disk. Raises OSError if it cannot be written."""
         if self._manager:
-            self._manager.wait_until_finished()
-            self._manager.close()
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:
+                raise self._unwritten(error) from error
+            finally:
+                self._manager.close()
+
+    def _record(self, step: int) -> dict:
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        record = self._manager.restore(step, args=args)["record"]
+        own = record.pop("own_checksum", None)
+        if own is not None and own != _of_json(record):
+            raise ValueError("the record of the run is not as it was saved (checksum)")
+        return record
+
+    def _newest(self, read: Callable):
+        """What `read(step)` returns for the newest step for which it does not raise, in any process
+        of the job."""
+        steps = sorted(self._manager.all_steps(), reverse=True) if self._manager else []
+        if not steps:
+            raise FileNotFoundError(f"no checkpoint in {self.folder}")
+        failures, whole = [], None
+        for step in steps:
+            try:
+                out, error = read(step), None
+            except Exception as raised:  # whatever Orbax makes of a damaged file
+                error = raised
+            if _all_agree(error is None):
+                whole = step
+                break
+            said = " ".join(str(error or "another process could not read it").split())
+            failures.append((step, f"step {step}: {said[:300]}"))
+        told = "; ".join(said for _, said in failures)
+        if whole is None:
+            raise ValueError(f"no checkpoint in {self.folder} can be used: {told}")
+        if failures:
+            print(
+                f"damaged checkpoint in {self.folder}: {told}; step {whole} is used",
+                file=sys.stderr,
+            )
+            self._put_aside([step for step, _ in failures])
+        return out
+
+    def _put_aside(self, steps: list[int]) -> None:
+        if self._read_only:
+            return
+        if jax.process_index() == 0:
+            aside = os.path.join(os.path.dirname(self.folder), "damaged")
+            os.makedirs(aside, exist_ok=True)
+            for step in steps:
+                free = (n for n in range(1000) if not os.path.exists(f"{aside}/{step}.{n}"))
+                os.rename(os.path.join(self.folder, str(step)), f"{aside}/{step}.{next(free)}")
+        _all_agree(True)  # none goes on before they are gone
+        self._manager.reload()
+
+    def _unwritten(self, error: Exception) -> OSError:
+        self._manager.reload()  # it may count the step as saved
+        said = " ".join(str(error).split())
+        return OSError(
+            f"a checkpoint could not be written to {self.folder}: {said[:300]}; "
+            f"the newest whole one is step {self.latest()}"
+        )
+
+
+def checksums(state: TrainState) -> dict[str, str]:
+    """One for each array by its path, 16 hex digits; they do not depend on the layout."""
+    named = {jax.tree_util.keystr(path): leaf for path, leaf in _leaves(state)}
+    sums = jax.device_get(_checksums(list(named.values())))
+    return {name: f"{int(a):08x}{int(b):08x}" for name, (a, b) in zip(named, sums, strict=True)}
+
+
+def _leaves(state: TrainState):
+    return jax.tree_util.tree_flatten_with_path(state._asdict())[0]
+
+
+@jax.jit
+def _checksums(leaves):
+    return [_checksum(leaf) for leaf in leaves]
+
+
+def _checksum(a):
+    """uint32[2]: sums, modulo 2^32, of a hash of each element and its place. A change of one
+    element changes both sums for certain, since the hash is one to one in it."""
+    a = a.astype(jnp.uint8) if a.dtype == jnp.bool_ else a
+    bits = jax.lax.bitcast_convert_type(a, f"uint{8 * a.dtype.itemsize}").astype(jnp.uint32)
+    place, stride = jnp.zeros(a.shape, jnp.uint32), 1
+    for axis in reversed(range(a.ndim)):
+        iota = jax.lax.broadcasted_iota(jnp.uint32, a.shape, axis)
+        place += iota * jnp.uint32(stride % 2**32)
+        stride *= a.shape[axis]
+    salts = (jnp.uint32(0x9E3779B9), jnp.uint32(0x7F4A7C15))
+    return jnp.stack([_mixed(bits ^ _mixed(place + salt)).sum(dtype=jnp.uint32) for salt in salts])
+
+
+def _mixed(x):
+    """MurmurHash3's finalizer: one to one on uint32."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _of_json(record: dict) -> str:
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
+def _all_agree(fine: bool) -> bool:
+    """Whether all processes of the job say so."""
+    if jax.process_count() == 1:
+        return fine
+    return bool(np.asarray(multihost_utils.process_allgather(np.int32(fine))).all())

@@ -1,5 +1,6 @@
 """The training loop, and nothing else: data in; steps, rows, samples and checkpoints out."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,9 +13,11 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from diffusion_lm import build, checkpoint, evaluate, metrics, parallel, step
+from diffusion_lm import build, checkpoint, evaluate, lock, metrics, parallel, step
 from diffusion_lm import config as configs
 from diffusion_lm import sample as sampling
+
+MOST_SKIPPED = 20  # updates in a row that may be skipped since they are not finite
 
 
 def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
@@ -22,18 +25,28 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
 
     Returns the run: it trains to `config.train.steps`, going on from the newest checkpoint, and
     returns 0, or 128 + the number of the signal (SIGINT, SIGTERM) that asked it to stop, the state
-    saved. Raises ValueError or OSError for what a user can mend.
+    saved. Raises ValueError or OSError for what a user can mend; the run raises OSError if a
+    checkpoint cannot be written, and FloatingPointError after MOST_SKIPPED updates in a row that
+    were not finite. No other run can use `workdir` before this one has ended.
     """
     setup = build.setup(config, workdir)
     build.check_batches(config, setup, train=True)
     translator = build.translator(config, setup)
-    os.makedirs(workdir, exist_ok=True)
-    saves = checkpoint.Checkpoints(workdir, keep=config.train.keep)
-    record = record_of(config, setup)
-    if saves.latest() is not None:
-        check_record(saves.record(), config, setup, workdir)
+    held = lock.Lock(workdir)
+    try:
+        saves = checkpoint.Checkpoints(workdir, keep=config.train.keep)
+        record = record_of(config, setup)
+        if saves.latest() is not None:
+            check_record(saves.record(), config, setup, workdir)
+    except BaseException:
+        held.close()
+        raise
 
     def run() -> int:
+        with contextlib.closing(held):
+            return trained()
+
+    def trained() -> int:
         if saves.latest() is not None and saves.latest() >= config.train.steps:
             say(f"{workdir} is finished: step {saves.latest()} of {config.train.steps}")
             saves.close()
@@ -49,9 +62,13 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
             else:
                 state = saves.restore(setup.abstract)
                 say(f"going on from step {int(state.step)} in {workdir}")
-            state, number = _loop(config, setup, translator, state, saves, record, workdir, stop)
-            saves.save(number, state, record)
-            saves.close()
+            try:
+                state, number = _loop(
+                    config, setup, translator, state, saves, record, workdir, stop
+                )
+                saves.save(number, state, record)
+            finally:
+                saves.close()
         if number < config.train.steps:
             say(f"stopped at step {number}, saved; the same command goes on from there")
             return 128 + stop.asked
@@ -145,13 +162,14 @@ def _loop(
         for number in range(start + 1, options.steps + 1):
             state, out = train_step(state, parallel.global_batch(mesh, next(batches)))
             if waiting is not None:
-                meter.add(waiting)
-            waiting = out
+                _take(meter, *waiting)
+            waiting = out, number
             stopping = stop.agreed(number)
             last = stopping or number == options.steps
             if last or number % options.log_every == 0:
-                meter.add(waiting)
+                _take(meter, *waiting)
                 waiting = None
+                saves.check()
                 row = meter.row(number, parts.optimizer.learning_rate(number - 1))
                 log.write(row)
                 text = f"{meter.headline(row)}, {_speed(row)}"
@@ -165,10 +183,28 @@ def _loop(
                 if number % options.checkpoint_every == 0 and not last:
                     saves.save(number, state, record)
                 if number == options.steps or (number % options.eval_every == 0 and not stopping):
-                    inspect(state, number)
+                    try:
+                        inspect(state, number)
+                    except Exception:
+                        saves.save(number, state, record)  # what was trained is not to blame
+                        raise
             if stopping:
                 break
     return state, number
+
+
+def _take(meter: metrics.Meter, out, number: int) -> None:
+    """Hands the metrics of step `number` to the meter, and speaks of an update that was skipped."""
+    if meter.add(out):
+        return
+    say(
+        f"step {number}: the loss, its gradient or the update is not finite; this update is skipped"
+    )
+    if meter.skipped_in_a_row == MOST_SKIPPED:
+        raise FloatingPointError(
+            f"stopped at step {number}: {MOST_SKIPPED} updates in a row were not finite. They are "
+            "in no checkpoint; a lower optimizer.learning_rate or optimizer.clip may help"
+        )
 
 
 def _inspection(

@@ -1,0 +1,351 @@
+"""What happens to a run and its checkpoints when things break: nothing is lost, none in silence."""
+
+import inspect
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_runs import ROOT, assert_same, rows, state_of, write_config
+
+from diffusion_lm import checkpoint, lock, main, parallel, step, train
+from diffusion_lm.data import text
+from diffusion_lm.evaluators import likelihood
+from diffusion_lm.objectives import md4
+from diffusion_lm.types import LossOutput, Objective, Optimizer, ratio
+
+RNG = np.random.default_rng(0)
+
+
+def little_state(number):
+    """A state of a few arrays of several types."""
+    w = np.random.default_rng(number).normal(size=(40, 33)).astype(np.float32)
+    params = {
+        "network": {"w": jnp.asarray(w), "b": jnp.arange(7.0), "half": jnp.ones(5, "bfloat16")}
+    }
+    return step.TrainState(
+        jnp.int32(number), params, (jnp.int32(3), {"m": jnp.asarray(w * 2)}), params
+    )
+
+
+def saved(workdir, steps=(1, 2)):
+    saves = checkpoint.Checkpoints(str(workdir))
+    for number in steps:
+        saves.save(number, little_state(number), {"config": {"a": 1}})
+    saves.close()
+    return pathlib.Path(workdir) / "checkpoints"
+
+
+def restored(workdir, read_only=True):
+    saves = checkpoint.Checkpoints(str(workdir), read_only=read_only)
+    abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), little_state(0)
+    )
+    try:
+        return saves.restore(abstract)
+    finally:
+        saves.close()
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def flip(path, rng):
+    """Turns one bit of a file; returns how to turn it back."""
+    content = bytearray(path.read_bytes())
+    at, bit = int(rng.integers(len(content))), 1 << int(rng.integers(8))
+    content[at] ^= bit
+    path.write_bytes(content)
+
+
+def test_checksums_see_every_change_and_no_layout():
+    state = little_state(5)
+    sums = checkpoint.checksums(state)
+    assert len(sums) == len(jax.tree.leaves(state)) and len(set(sums.values())) == 6
+    mesh = parallel.make_mesh()
+    spread = jax.device_put(
+        np.zeros((8, 3), np.float32) + np.arange(3), parallel.batch_sharding(mesh)
+    )
+    one = state._replace(params={"x": jax.device_put(np.asarray(spread))}, ema=None)
+    assert checkpoint.checksums(one) == checkpoint.checksums(one._replace(params={"x": spread}))
+    w = np.asarray(state.params["network"]["w"])
+    for _ in range(40):
+        changed = w.copy()
+        row, column = RNG.integers(40), RNG.integers(33)
+        changed.view(np.uint32)[row, column] ^= np.uint32(1 << int(RNG.integers(32)))
+        params = {"network": state.params["network"] | {"w": jnp.asarray(changed)}}
+        found = checkpoint.checksums(state._replace(params=params))
+        wrong = [name for name in sums if found[name] != sums[name]]
+        assert wrong == ["['params']['network']['w']"]
+    swapped = w[::-1].copy()  # the same elements in other places
+    params = {"network": state.params["network"] | {"w": jnp.asarray(swapped)}}
+    assert checkpoint.checksums(state._replace(params=params)) != sums
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_flipped_bits_are_never_restored_in_silence(tmp_path, capsys):
+    """In any file of the newest checkpoint: what comes back is the newest state as it was saved, or
+    the one before it, and then that is said."""
+    folder = saved(tmp_path / "run")
+    files = files_of(folder / "2")
+    size = np.array([path.stat().st_size for path in files], float)
+    passed_over = 0
+    for number in range(40):
+        rng = np.random.default_rng(number)
+        path = files[rng.choice(len(files), p=size / size.sum())]
+        content = path.read_bytes()
+        flip(path, rng)
+        try:
+            state = restored(tmp_path / "run")
+        finally:
+            path.write_bytes(content)
+        err = capsys.readouterr().err
+        assert_same(state, little_state(int(state.step)))
+        assert int(state.step) == (1 if "damaged checkpoint" in err else 2)
+        passed_over += int(state.step) == 1
+    assert passed_over > 20
+
+
+def test_a_damaged_array_is_named_and_put_aside(tmp_path, capsys, monkeypatch):
+    folder = saved(tmp_path / "run")
+    real = checkpoint.checksums
+
+    def wrong(state):
+        found = real(state)
+        return found | ({"['params']['network']['b']": "0" * 16} if int(state.step) == 2 else {})
+
+    monkeypatch.setattr(checkpoint, "checksums", wrong)
+    assert int(restored(tmp_path / "run").step) == 1
+    err = capsys.readouterr().err
+    assert "step 2: the array ['params']['network']['b'] is not as it was saved" in err
+    assert "step 1 is used" in err and (folder / "2").exists()  # evaluation moves nothing
+    saves = checkpoint.Checkpoints(str(tmp_path / "run"))
+    abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), little_state(0)
+    )
+    assert int(saves.restore(abstract).step) == 1 and saves.latest() == 1
+    assert (tmp_path / "run/damaged/2.0").is_dir() and not (folder / "2").exists()
+    monkeypatch.setattr(checkpoint, "checksums", real)
+    saves.save(2, little_state(2), {})  # the run comes to this step again
+    saves.close()
+    assert int(restored(tmp_path / "run").step) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's futures
+def test_missing_and_truncated_files_fall_back(tmp_path, capsys):
+    folder = saved(tmp_path / "run")
+    shutil.copytree(folder / "2", tmp_path / "copy")
+    for number in range(16):
+        rng = np.random.default_rng(number)
+        files = [path for path in files_of(folder / "2") if path.stat().st_size]
+        path = files[rng.integers(len(files))]
+        if number % 2:
+            path.unlink()
+        else:
+            os.truncate(path, int(rng.integers(path.stat().st_size)))
+        state = restored(tmp_path / "run")
+        assert_same(state, little_state(int(state.step)))
+        assert ("damaged" in capsys.readouterr().err) == (int(state.step) == 1), path
+        shutil.rmtree(folder / "2")
+        shutil.copytree(tmp_path / "copy", folder / "2")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_nothing_whole_is_an_error_that_names_all(tmp_path):
+    folder = saved(tmp_path / "run", steps=(3,))
+    for path in files_of(folder / "3" / "state"):
+        os.truncate(path, 0)
+    with pytest.raises(ValueError, match="no checkpoint in .* can be used: step 3: "):
+        restored(tmp_path / "run")
+
+
+def test_a_full_disk_is_an_error_at_that_save(tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    saves = checkpoint.Checkpoints(str(tmp_path / "run"))
+    saves.save(1, little_state(1), {})
+    saves.close()
+    saves = checkpoint.Checkpoints(str(tmp_path / "run"))
+    limits, old = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match="could not be written to .*; the newest whole one is step 1"
+        ):
+            saves.save(2, little_state(2), {})
+            saves.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+    assert int(restored(tmp_path / "run").step) == 1
+    assert checkpoint.Checkpoints(str(tmp_path / "run"), read_only=True).latest() == 1
+
+
+def quadratic(poison):
+    """sum of (w - x)^2; its loss, or only its gradient, is NaN where a row of x is negative."""
+
+    def loss(params, batch, key, *, train):
+        w, x_B = params["network"]["w"], batch["x"][:, 0]
+        bad_B = x_B < 0
+        nats_B = (w - x_B) ** 2
+        if poison == "loss":
+            nats_B = jnp.where(bad_B, jnp.nan, nats_B)
+        else:  # sqrt at 0 has an infinite slope
+            nothing_B = jnp.where(bad_B, w - jax.lax.stop_gradient(w), 1)
+            nats_B += jnp.where(bad_B, jnp.sqrt(nothing_B), 0)
+        tokens_B = jnp.ones_like(nats_B)
+        return LossOutput(nats_B, tokens_B, {"nats_per_token": ratio(nats_B, tokens_B)})
+
+    def init(key):
+        return {"network": {"w": jnp.float32(3)}}
+
+    return Objective(init, loss, None, None, None, ("masked",))
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_one_bad_batch_costs_exactly_one_update(poison, microbatches):
+    """On eight devices, of which one sees the bad row: as if that batch had not been."""
+    objective = quadratic(poison)
+    optimizer = Optimizer(optax.adam(0.1), None)
+    mesh = parallel.make_mesh()
+    train_step = jax.jit(
+        step.make_train_step(
+            objective, optimizer, mesh=mesh, seed=0, microbatches=microbatches, ema=0.9
+        )
+    )
+
+    def run(batches):
+        state = step.init_state(objective, optimizer, seed=0, ema=0.9)
+        seen = []
+        for x in batches:
+            batch = parallel.global_batch(mesh, {"x": np.tile(x, (16, 1)).astype(np.float32)})
+            if x < 0:
+                mixed = np.ones((16, 1), np.float32)
+                mixed[13] = x
+                batch = parallel.global_batch(mesh, {"x": mixed})
+            state, metrics = train_step(state, batch)
+            seen.append(float(metrics["skipped"].sum))
+        return state, seen
+
+    with_bad, seen = run([1.0, -1.0, 2.0])
+    without, _ = run([1.0, 2.0])
+    assert seen == [0, 1, 0] and int(with_bad.step) == 3
+    assert_same((with_bad.params, with_bad.opt_state), (without.params, without.opt_state))
+    assert np.isfinite(np.asarray(jax.tree.leaves(with_bad.ema))).all()
+    assert float(with_bad.params["network"]["w"]) != 3
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes the batches of some steps such that the loss is NaN."""
+    real, batches = md4.make, text.TextData.batches
+
+    def make(**options):
+        objective = real(**options)
+
+        def loss(params, batch, key, *, train):
+            out = objective.loss(params, batch, key, train=train)
+            return out._replace(loss=jnp.where((batch["x"] == 255).all(1), jnp.nan, out.loss))
+
+        return objective._replace(loss=loss)
+
+    make.__signature__ = inspect.signature(real)
+    make.__annotations__ = real.__annotations__
+
+    def at(steps):
+        def poison(self, split, *, start_step=0, **options):
+            for number, batch in enumerate(batches(self, split, start_step=start_step, **options)):
+                bad = start_step + number + 1 in steps
+                yield {"x": np.full_like(batch["x"], 255)} if bad else batch
+
+        monkeypatch.setattr(md4, "make", make)
+        monkeypatch.setattr(text.TextData, "batches", poison)
+
+    return at
+
+
+def test_a_run_skips_says_and_goes_on(tmp_path, text_file, poisoned, capsys):
+    poisoned({3})
+    path = write_config(tmp_path, text_file, **{"train.log_every": 2, "train.steps": 6})
+    assert main.main([f"--config={path}", f"--workdir={tmp_path / 'run'}"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "step 3: the loss, its gradient or the update is not finite; this update is skipped" in out
+    )
+    log = [row for row in rows(tmp_path / "run") if row["split"] == "train"]
+    assert [row.get("skipped") for row in log] == [None, 1, None]
+    assert all(np.isfinite(row["nats_per_token"]) for row in log)
+    assert "1 updates skipped" in out
+
+
+def test_a_run_that_cannot_go_on_stops_with_what_it_had(
+    tmp_path, text_file, poisoned, capsys, monkeypatch
+):
+    monkeypatch.setattr(train, "MOST_SKIPPED", 3)
+    poisoned(set(range(5, 100)))
+    path = write_config(tmp_path, text_file, **{"train.steps": 50, "train.log_every": 10})
+    assert main.main([f"--config={path}", f"--workdir={tmp_path / 'run'}"]) == 3
+    err = capsys.readouterr().err
+    assert "stopped at step 7: 3 updates in a row were not finite" in err
+    state = state_of(path, tmp_path / "run", ["train.steps=50"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_a_failing_evaluation_at_the_end_loses_no_step(tmp_path, text_file, monkeypatch):
+    path = write_config(tmp_path, text_file, **{"train.checkpoint_every": 100})
+    monkeypatch.setattr(likelihood, "_mean", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main.main([f"--config={path}", f"--workdir={tmp_path / 'run'}"])
+    assert checkpoint.Checkpoints(str(tmp_path / "run"), read_only=True).latest() == 4
+
+
+def test_two_runs_in_one_folder(tmp_path, text_file, capsys):
+    """The second names the first, that of a dead process holds nothing up."""
+    path = write_config(tmp_path, text_file)
+    workdir = tmp_path / "run"
+    holder = (
+        "import sys, time; from diffusion_lm import lock; "
+        f"held = lock.Lock({str(workdir)!r}); print('held', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    argv = [f"--config={path}", f"--workdir={workdir}"]
+    assert main.main(argv) == 2
+    err = capsys.readouterr().err
+    assert f"is in use by another run: process {process.pid} on " in err
+    process.kill()
+    process.wait()
+    assert main.main(argv) == 0
+
+
+def test_a_lock_ends_with_its_run(tmp_path):
+    held = lock.Lock(str(tmp_path))
+    with pytest.raises(ValueError, match="in use by another run"):
+        lock.Lock(str(tmp_path))
+    held.close()
+    lock.Lock(str(tmp_path)).close()
+    assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
+
+
+def test_a_workdir_that_cannot_be_one_is_refused_at_once(tmp_path, text_file, capsys):
+    path = write_config(tmp_path, text_file)
+    (tmp_path / "file").write_text("mine")
+    assert main.main([f"--config={path}", f"--workdir={tmp_path / 'file'}"]) == 2
+    err = capsys.readouterr().err
+    assert str(tmp_path / "file") in err and err.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_lm import keys
+from diffusion_lm import keys, parallel
 from diffusion_lm.evaluators.translation import check_packages, sentence_bleu
 from diffusion_lm.types import Objective, Params
 
@@ -79,13 +79,13 @@ def translator(
     facts: dict,
     *,
     abstract: Params = None,
-    out_shardings=None,
+    mesh=None,
 ) -> Callable[..., Iterator[Translation]]:
     """(params, src int[N, S], *, seed, batch_size) -> an iterator of N Translations, in order.
 
     What is drawn for a source depends on (seed, its place in src) alone. `facts` go into the
-    protocol of each; `abstract` are the shapes of the parameters. Raises ValueError for what does
-    not go together.
+    protocol of each; `abstract` are the shapes of the parameters; candidates are spread over the
+    devices of `mesh`. Raises ValueError for what does not go together.
     """
     ordered = objective.lengths is None
     if ordered and options.length_beam > 1:
@@ -101,14 +101,21 @@ def translator(
     number = options.length_beam * options.noise_beam
     protocol = {"candidates": number, **options._asdict(), **facts}
 
+    shards = 1 if mesh is None else parallel.batch_shards(mesh)
+
+    def spread(a):
+        if mesh is None:
+            return a
+        return jax.lax.with_sharding_constraint(a, parallel.batch_sharding(mesh))
+
     def lengths_of(params, src_BS):
         """The likeliest lengths, int32[B, length_beam]."""
         return jax.lax.top_k(objective.lengths(params, src_BS), options.length_beam)[1]
 
     def candidates(params, key, row_B, src_BS):
         """Samples of B x number rows, the candidates of a source one after the other."""
-        src_RS = jnp.repeat(src_BS, number, axis=0)
-        row_R = (row_B[:, None] * number + jnp.arange(number)).reshape(-1)
+        src_RS = spread(jnp.repeat(src_BS, number, axis=0))
+        row_R = spread((row_B[:, None] * number + jnp.arange(number)).reshape(-1))
         prompt_RL = jnp.full((len(src_RS), data.length), data.tokenizer.end)
         free_RL, cond = jnp.ones(prompt_RL.shape, bool), {"src": src_RS}
         if not ordered:
@@ -127,29 +134,31 @@ def translator(
 
     def judged(params, x_RL, src_BS):
         """log p(x | src) under the reranker, f32[R] nats."""
-        batch = {"x": x_RL, "src": jnp.repeat(src_BS, number, axis=0)}
+        batch = {"x": spread(x_RL), "src": spread(jnp.repeat(src_BS, number, axis=0))}
         return -reranker.objective.token_nll(params, batch).sum(1)
 
-    key, row_B = jax.random.key(0), jnp.zeros(1, jnp.int32)
-    src_BS = jnp.zeros((1, data.source_length), jnp.int32)
+    key, row_B = jax.random.key(0), jnp.zeros(shards, jnp.int32)
+    src_BS = jnp.zeros((shards, data.source_length), jnp.int32)
     jax.eval_shape(candidates, abstract, key, row_B, src_BS)  # raises before anything is trained
-    candidates = jax.jit(candidates, out_shardings=out_shardings)
-    judged = jax.jit(judged, out_shardings=out_shardings)
+    whole = None if mesh is None else parallel.replicated(mesh)
+    candidates = jax.jit(candidates, out_shardings=whole)
+    judged = jax.jit(judged, out_shardings=whole)
 
     def run(params, src_NS, *, seed: int, batch_size: int):
         key = keys.stream(seed, "translate")
-        size = min(batch_size, len(src_NS))
+        size = -(-min(batch_size, len(src_NS)) // shards) * shards
         for start in range(0, len(src_NS), size):
             src = np.asarray(src_NS[start : start + size], np.int32)
             filled = np.pad(src, ((0, size - len(src)), (0, 0)))
             row_B = jnp.arange(start, start + size, dtype=jnp.int32)
             out = candidates(params, key, row_B, filled)
             tokens = np.asarray(out.tokens).reshape(size, number, -1)
-            counts = (tokens != data.tokenizer.end).sum(-1) + 1
+            sizes = np.cumprod(tokens != data.tokenizer.end, axis=-1).sum(-1)
+            ended = np.minimum(sizes + 1, data.length)  # with the end, where there is room for it
             own = np.asarray(out.score, np.float64).reshape(size, number)
-            calls, others = int(out.calls), own
+            calls, others, counts = int(out.calls), own, ended if ordered else sizes
             if reranker is not None:
-                calls += 1
+                calls, counts = calls + 1, ended
                 others = np.asarray(judged(reranker.params, out.tokens, filled), np.float64)
                 others = others.reshape(size, number)
             for row in range(len(src)):
@@ -163,7 +172,7 @@ def translator(
 
 def choose(choice: str, texts: list[str], own, others, counts, rng) -> int:
     """Which candidate is taken; `own` and `others` are log-probabilities [number] under the model
-    and the reranker, `counts` tokens with the end."""
+    and the reranker, `counts` the tokens that these are of."""
     if len(texts) == 1:
         return 0
     if choice == "mbr":

@@ -93,6 +93,29 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(short.loss, out.loss, rtol=1e-5)
 
 
+def test_what_fills_up_a_target_is_not_seen_or_scored():
+    """Without noise that depends on the length: the prediction at a target's own positions is the
+    same whatever stands behind it, and so is the loss of these."""
+    objective = make(self_conditioning=False)
+    params = moved(objective)
+    model = objective.predict(params, {"src": jnp.asarray(SRC[:1]), "length": jnp.array([2])})
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(1, L, model.width)), jnp.float32)
+    other = z.at[:, 2:].set(7.0)
+    a, b = (model.denoise(x, jnp.zeros_like(z), jnp.full(1, 0.5)) for x in (z, other))
+    np.testing.assert_allclose(a[:, :2], b[:, :2], rtol=1e-5)
+    assert np.abs(np.asarray(a[:, 2:] - b[:, 2:])).max() > 1e-3
+
+
+def test_the_end_is_no_token_of_a_target():
+    objective = make()
+    model = objective.predict(
+        moved(objective), {"src": jnp.asarray(SRC), "length": jnp.array([2, 3])}
+    )
+    log_p = np.asarray(model.log_prob(jnp.zeros((2, L, model.width))))
+    assert (log_p[..., END] < -1e8).all()
+    np.testing.assert_allclose(np.exp(log_p).sum(-1), 1, rtol=1e-5)
+
+
 @pytest.mark.parametrize("self_conditioning", [True, False])
 def test_self_conditioning_takes_half_of_the_examples_and_no_gradient(self_conditioning):
     calls = []
@@ -233,8 +256,9 @@ def test_sampler_stops_early_scales_noise_and_keeps_what_is_given():
         model = objective.predict(params, cond)
 
         def denoise(z, before, t_B):
-            jax.debug.callback(lambda *a: seen.append(a), z, before, t_B, ordered=True)
-            return model.denoise(z, before, t_B)
+            out = model.denoise(z, before, t_B)
+            jax.debug.callback(lambda *a: seen.append(a), z, before, t_B, out, ordered=True)
+            return out
 
         return model._replace(denoise=denoise)
 
@@ -250,6 +274,7 @@ def test_sampler_stops_early_scales_noise_and_keeps_what_is_given():
         return out, [tuple(np.asarray(a) for a in call) for call in seen]
 
     out, calls = run(num_steps=8, early_stop=3)
+    last_BLE = jnp.asarray(calls[-1][3])
     assert int(out.calls) == len(calls) == 5
     np.testing.assert_allclose([call[2][0] for call in calls], [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8])
     assert not calls[0][1].any() and calls[1][1].any()  # the second step sees the first prediction
@@ -259,7 +284,10 @@ def test_sampler_stops_early_scales_noise_and_keeps_what_is_given():
     assert abs(calm[0][0].std() - 1) < 0.03
     np.testing.assert_allclose(4 * calm[0][0], calls[0][0], rtol=1e-5)
     # the score is the log-probability of the tokens under the last prediction
-    assert np.isfinite(out.score).all() and (np.asarray(out.score) < 0).all()
+    cond = {"src": jnp.asarray(SRC[:1]), "length": jnp.array([3])}
+    log_p = np.asarray(objective.predict(params, cond).log_prob(last_BLE))
+    chosen = np.take_along_axis(log_p, np.asarray(out.tokens)[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(out.score, chosen[:, :3].sum(1), rtol=1e-4)
 
 
 def test_rows_are_their_own():

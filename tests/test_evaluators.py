@@ -1,5 +1,6 @@
 """Evaluators: likelihood to a target error, and exact likelihood under an order."""
 
+import functools
 import itertools
 import math
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from diffusion_lm.objectives import ar, md4
 
 WRONG = np.asarray(jax.nn.log_softmax(np.random.default_rng(2).normal(size=toy.DENOISER.shape)))
 PARAMS = {"network": {}}
+LIKELY = functools.partial(likelihood.make, objective=toy.objective(md4, toy.exact_network))
 T_OF = [float(schedules.time_of(schedules.cosine(), jnp.float32(n / toy.L))) for n in range(4)]
 
 
@@ -191,49 +193,47 @@ def test_draws_until_the_target_error():
     0.5 / 3 / sqrt(270 k), 0.005 after 4.1."""
     objective = noisy(0.5)
     options = {"draws": 20, "batch_size": 8}
-    row, line = row_of(likelihood.make(target_error=0.005, **options), objective, copies=10)
+    row, line = row_of(LIKELY(target_error=0.005, **options), objective, copies=10)
     assert 3 <= row["draws"] <= 6 and row["standard_error"] <= 0.005
     assert row["target_reached"] is True and "not reached" not in line
     assert abs(row["nats_per_token"] - 2 / 3) < 4 * row["standard_error"]
-    fixed = likelihood.make(draws=row["draws"], batch_size=8)
+    fixed = LIKELY(draws=row["draws"], batch_size=8)
     again, _ = row_of(fixed, objective, copies=10)
     assert again == {k: v for k, v in row.items() if k != "target_reached"}
 
 
 def test_an_unreachable_target_is_no_error():
-    row, line = row_of(likelihood.make(target_error=1e-6, draws=4, batch_size=8), noisy(0.5))
+    row, line = row_of(LIKELY(target_error=1e-6, draws=4, batch_size=8), noisy(0.5))
     assert row["draws"] == 4 and row["target_reached"] is False
     assert row["standard_error"] > 0.005 and "4 draws, target not reached" in line
-    row, line = row_of(likelihood.make(target_error=1.0, draws=1, batch_size=8), noisy(0.5))
+    row, line = row_of(LIKELY(target_error=1.0, draws=1, batch_size=8), noisy(0.5))
     assert row["standard_error"] is None and row["target_reached"] is False
 
 
 @pytest.mark.parametrize("batch_size,draws", [(8, 4), (16, 6), (32, 11)])
 def test_an_error_of_few_degrees_of_freedom_stops_nothing(batch_size, draws):
     """4, 2 or 1 batches: drawing goes on until 10 differences stand behind the error."""
-    evaluator = likelihood.make(target_error=10.0, draws=50, batch_size=batch_size)
+    evaluator = LIKELY(target_error=10.0, draws=50, batch_size=batch_size)
     assert row_of(evaluator, noisy(0.5))[0]["draws"] == draws
 
 
 def test_an_exact_score_has_no_error_to_wait_for():
     objective = noisy(0.0)._replace(exact=True)
-    row, line = row_of(likelihood.make(target_error=1e-6, batch_size=8), objective)
+    row, line = row_of(LIKELY(target_error=1e-6, batch_size=8), objective)
     assert row["draws"] == 1 and row["standard_error"] == 0 and row["target_reached"] is True
     assert row["kind"] == "exact" and "draws" not in line
 
 
 BAD_OPTIONS = [
-    (likelihood.make, {"draws": 0}, "at least 1"),
-    (likelihood.make, {"batch_size": 3}, "even"),
-    (likelihood.make, {"target_error": -1.0}, "0 .none. or more"),
-    (likelihood.make, {"target_error": math.nan}, "0 .none. or more"),
+    (LIKELY, {"draws": 0}, "at least 1"),
+    (LIKELY, {"batch_size": 3}, "even"),
+    (LIKELY, {"target_error": -1.0}, "0 .none. or more"),
+    (LIKELY, {"target_error": math.nan}, "0 .none. or more"),
     (ordered.make, {"order": "random"}, "choices: left_to_right, confidence"),
 ]
 BAD_OPTIONS += [
     (make, {name: -1}, name)
-    for make, name in itertools.product(
-        (likelihood.make, ordered.make), ("batch_size", "max_windows")
-    )
+    for make, name in itertools.product((LIKELY, ordered.make), ("batch_size", "max_windows"))
 ]
 
 

@@ -209,8 +209,9 @@ def test_cosine_schedule():
         slope = jax.vmap(jax.grad(schedule.alpha))(jnp.asarray(t))
         np.testing.assert_allclose(schedule.dalpha(jnp.asarray(t)), slope, atol=1e-12)
     assert schedule.alpha(jnp.float32(1)) == 0 and schedule.mask_prob(jnp.float32(0)) == 0
-    small = float(schedule.mask_prob(jnp.float32(1e-4)))  # 1 - alpha in float32 has no digit left
-    assert abs(small / (2.4e-4 * math.pi / 2 / 1.008 * math.pi / 2 / 1.008 * 0.01) - 1) < 1
+    small = float(schedule.mask_prob(jnp.float32(1e-4)))
+    np.testing.assert_allclose(small, 1 - alpha(float(np.float32(1e-4))), rtol=1e-5)
+    assert abs(1 - float(schedule.alpha(jnp.float32(1e-4))) - small) > 1e-3 * small  # subtracted
 
 
 @pytest.mark.parametrize("noise", rdm.NOISES)

@@ -215,6 +215,16 @@ def test_candidates_are_lengths_times_noises():
         assert [m.candidates for m in translated(batch_size=size)] == [m.candidates for m in made]
 
 
+def test_the_model_chooses_by_its_mean_over_the_tokens_that_it_scored():
+    """-1 for two tokens, -1.45 for three: the three are likelier a token. The end, whose place is
+    given, is none of them: over three and four the two would win."""
+
+    def score(x):
+        return jnp.where((x != 9).sum(1) == 2, -1.0, -1.45)
+
+    assert [len(one.text) for one in translated(score=score)] == [3] * 5
+
+
 def test_choices():
     """By the model's mean a token with the end; by the reranker; by mutual BLEU; by energy."""
     texts, rng = ["aa bb cc dd", "aa bb cc dd", "aa bb xx yy", "q"], np.random.default_rng(0)

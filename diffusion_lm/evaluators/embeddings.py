@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_lm import keys
+from diffusion_lm import keys, parallel
 from diffusion_lm.types import Objective
 
 TIMES = 16  # for the copy score, evenly spaced
@@ -49,7 +49,9 @@ def make(*, objective: Objective, split: str = "valid", max_pairs: int = 256):
 
     def evaluate(run) -> dict:
         data, pairs = run.data, run.data.windows(split)
-        table = np.asarray(run.params["network"]["embedding"], np.float64)[: data.vocab_size]
+        whole = jax.jit(lambda a: a, out_shardings=parallel.replicated(run.mesh))
+        table = np.asarray(whole(run.params["network"]["embedding"]), np.float64)
+        table = table[: data.vocab_size]
         seen = np.bincount(data.windows("train").tokens.reshape(-1), minlength=len(table)) > 0
         seen[data.tokenizer.end] = False
         cond = {
@@ -65,7 +67,9 @@ def make(*, objective: Objective, split: str = "valid", max_pairs: int = 256):
             **health(table[seen], model.factor),
             "copy_score": copied(table, answer, model, np.random.default_rng(run.seed)),
             "accuracy": accuracy(run, x, src),
-            "accuracy_with_wrong_source": accuracy(run, x, np.roll(src, 1, axis=0)),
+            "accuracy_with_wrong_source": accuracy(run, x, np.roll(src, 1, axis=0))
+            if len(src) > 1
+            else None,
         }
 
     return evaluate

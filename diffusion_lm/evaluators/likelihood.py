@@ -6,12 +6,14 @@ import math
 import numpy as np
 
 from diffusion_lm import evaluators, keys
+from diffusion_lm.types import Objective
 
 ENOUGH = 10  # degrees of freedom of the standard error (itself then known to 22 %) to stop on it
 
 
 def make(
     *,
+    objective: Objective,
     split: str = "valid",
     draws: int = 4,
     target_error: float = 0.0,
@@ -28,6 +30,11 @@ def make(
     their own standard errors.
     """
     evaluators.check(batch_size=batch_size, max_windows=max_windows)
+    if objective.nll is None and objective.figures is None:
+        raise ValueError(
+            "the likelihood evaluator needs a model with a likelihood or a bound on it; this "
+            f"{objective.families[0]} one has none"
+        )
     if draws < 1:
         raise ValueError(f"evaluators.draws must be at least 1, got {draws}")
     if not 0 <= target_error < math.inf:

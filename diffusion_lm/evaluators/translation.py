@@ -1,7 +1,9 @@
 """Translations of a split against their references: BLEU, chrF, ROUGE, diversity and copying."""
 
 import functools
+import hashlib
 import importlib.util
+import json
 
 from diffusion_lm import evaluators
 
@@ -23,7 +25,8 @@ def make(*, data, split: str = "valid", max_pairs: int = 0, batch_size: int = 32
 
     def evaluate(run) -> dict:
         """One row of results for an `evaluate.Run`."""
-        pairs = run.data.windows(split).texts
+        held = run.data.windows(split)
+        pairs = held.texts
         pairs = pairs[: max_pairs or len(pairs)]
         done = list(run.translate(split, len(pairs), batch_size))
         figures = scores(
@@ -44,8 +47,9 @@ def make(*, data, split: str = "valid", max_pairs: int = 0, batch_size: int = 32
                 "pairs": len(pairs),
                 "bleu": figures["bleu_signature"],
                 "chrf": figures["chrf_signature"],
-                "data": run.data.windows(split).fingerprint,
+                "data": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16],
             },
+            "dropped": held.dropped,  # pairs of the split that are too long for the model
         }
 
     return evaluate

@@ -30,6 +30,7 @@ def make(
         raise ValueError("the zero_shot evaluator needs a model of text")
     corpora.check(path, dataset=dataset, protocol=protocol, length=data.length)
     score = likelihood.make(
+        objective=objective,
         split="test",
         draws=draws,
         target_error=target_error,

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm import keys
-from diffusion_lm.ops.cross_entropy import smoothed_nats
+from diffusion_lm.ops.cross_entropy import NEVER, smoothed_nats
 from diffusion_lm.schedules import stratified_times
 from diffusion_lm.types import Array, Embedder, LossOutput, Objective, ratio
 
@@ -138,8 +138,8 @@ def make(
         def denoise(z_BLE, before_BLE, t_B):
             return predicted(params, z_BLE, before_BLE, t_B, memory, None)
 
-        def log_prob(z_hat):
-            return jax.nn.log_softmax(net.head(params["network"], z_hat))
+        def log_prob(z_hat):  # lengths are given, so the end is no token of a target
+            return jax.nn.log_softmax(net.head(params["network"], z_hat).at[..., end].set(NEVER))
 
         width = params["network"]["embedding"].shape[-1]
         return Embedder(denoise, log_prob, levels, train_F, width)

@@ -44,13 +44,14 @@ lambdas are not those probabilities; a model of z alone would also have to find 
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_lm import keys, processes, schedules
 from diffusion_lm.objectives import md4
-from diffusion_lm.ops.cross_entropy import smoothed_nats, token_log_prob
+from diffusion_lm.ops.cross_entropy import NEVER, smoothed_nats, token_log_prob
 from diffusion_lm.ops.rows import top
 from diffusion_lm.types import Denoiser, LossOutput, Objective, Schedule, ratio
 
@@ -123,6 +124,11 @@ def make(
             return None
         memory = net.encode(params["network"], batch["src"], keys_drop)
         return memory._replace(target=target_BL)
+
+    def log_mu(params, h):
+        """log p(x | z) f32[..., V]; of pairs, whose lengths are given, x is never the end."""
+        found = net.head(params["network"], h)
+        return jax.nn.log_softmax(found if net.encode is None else found.at[..., end].set(NEVER))
 
     def logits(params, z_BL, keys_drop, given):
         h_BLD = net.trunk(params["network"], z_BL, None, keys_drop, given)
@@ -205,8 +211,9 @@ def make(
         number_B, weight_B = md4.uniform_counts(u_B, n_B)
         masked_BL = top(-rank_BL, target_BL, number_B)
         given = condition(params, batch, target_BL)
-        logits_BLV = logits(params, jnp.where(masked_BL, process.mask, x_BL), None, given)
-        nats_B = -jnp.where(masked_BL, token_log_prob(logits_BLV, x_BL), 0).sum(1)
+        z_BL = jnp.where(masked_BL, process.mask, x_BL)
+        log_mu_BLV = log_mu(params, net.trunk(params["network"], z_BL, None, None, given))
+        nats_B = -jnp.where(masked_BL, token_log_prob(log_mu_BLV, x_BL), 0).sum(1)
         return weight_B * nats_B + (0 if given is None else length_nats(given, n_B))
 
     def predict(params, cond=None):
@@ -221,7 +228,7 @@ def make(
         def trunk(z_BL, t_B):
             return net.trunk(params["network"], z_BL, None, None, given)
 
-        return Denoiser(trunk, lambda h: jax.nn.log_softmax(net.head(params["network"], h)))
+        return Denoiser(trunk, partial(log_mu, params))
 
     def lengths(params, src_BS):
         """log p(N | src): f32[B, L]."""

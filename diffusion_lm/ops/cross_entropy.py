@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from diffusion_lm.types import Array
 
+NEVER = -1e9  # the logit of what cannot be; finite, so that p log p of it is 0
+
 
 def token_logit(logits: Array, tokens: Array) -> tuple[Array, Array]:
     """logits[tokens] and logsumexp(logits): f32[..., V], int[...] -> f32[...], f32[...]."""

@@ -57,9 +57,15 @@ def make(
         start = model.levels(jnp.float32(1), F)[1] * normal(num_steps + 1)
         steps = jnp.arange(num_steps, early_stop, -1)
         (_, z_0), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), steps)
-        log_p = model.log_prob(z_0)
-        tokens_BL = jnp.where(free_BL, log_p.argmax(-1), prompt_BL)
-        score_B = jnp.where(free_BL, log_p.max(-1), 0).sum(1)
+
+        def read(z_BE):
+            log_p = model.log_prob(z_BE)
+            return log_p.argmax(-1), log_p.max(-1)
+
+        # A position at a time: the logits of all, of many candidates, do not fit.
+        best_LB, score_LB = jax.lax.map(read, z_0.swapaxes(0, 1))
+        tokens_BL = jnp.where(free_BL, best_LB.T, prompt_BL)
+        score_B = jnp.where(free_BL, score_LB.T, 0).sum(1)
         return Samples(tokens_BL, jnp.int32(num_steps - early_stop), score=score_B)
 
     return Sampler(sample)
@@ -68,7 +74,7 @@ def make(
 def posterior(z, z_0, levels_t, levels_s):
     """(mean, standard deviation) of q(z_s | z_t, z_0); levels are (signal, noise) at t and s."""
     (a_t, n_t), (a_s, n_s) = levels_t, levels_s
-    ratio = a_t / a_s
+    ratio = jnp.where(a_s > 0, a_t / jnp.where(a_s > 0, a_s, 1), 0)
     fresh = n_t**2 - ratio**2 * n_s**2  # variance that the step from s to t adds
     mean = (ratio * n_s**2 * z + a_s * fresh * z_0) / n_t**2
     return mean, jnp.sqrt(jnp.maximum(fresh, 0)) * n_s / n_t

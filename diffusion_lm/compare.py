@@ -104,6 +104,9 @@ def main(argv: list[str] | None = None) -> int:
     for label in [flags.evaluator] if flags.evaluator else labels:
         runs = [run for run in found if label in found[run]]
         rows = [found[run][label] for run in runs]
+        if all("points" in row for row in rows):
+            print(f"{label}: a frontier, which python -m diffusion_lm.plot frontier draws")
+            continue
         differ = differences(rows)
         for name, values in differ.items():
             said = "; ".join(f"{run}: {value}" for run, value in zip(runs, values, strict=True))

@@ -58,6 +58,12 @@ def test_unlike_protocols_are_refused_by_name(run, capsys):
     assert out.startswith("valid (split test, tokenizer gpt2-7-a, data d)") and "context" in err
 
 
+def test_frontiers_are_left_to_the_plot(run, capsys):
+    front = row(evaluator="quality", kind="generative", points=[])
+    assert compare.main([run("a", [front]), run("b", [row(), front])]) == 0
+    assert "quality: a frontier, which python -m diffusion_lm.plot" in capsys.readouterr().out
+
+
 def test_what_training_logged_counts_where_no_evaluation_does(run, capsys):
     a = run("a", [], [row(bits_per_char=2.0), {"split": "train", "loss": 1.0}])
     b = run("b", [row(bits_per_char=3.0)], [row(bits_per_char=4.0)])

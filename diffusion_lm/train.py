@@ -47,7 +47,7 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
             return trained()
 
     def trained() -> int:
-        if saves.latest() is not None and saves.latest() >= config.train.steps:
+        if (saves.latest() or -1) >= config.train.steps and _inspected(config, workdir):
             say(f"{workdir} is finished: step {saves.latest()} of {config.train.steps}")
             saves.close()
             return 0
@@ -69,7 +69,7 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
                 saves.save(number, state, record)
             finally:
                 saves.close()
-        if number < config.train.steps:
+        if stop.asked:
             say(f"stopped at step {number}, saved; the same command goes on from there")
             return 128 + stop.asked
         say(f"finished: step {number}, results in {workdir}")
@@ -130,8 +130,11 @@ def _loop(
     log = metrics.Log(workdir, "metrics.jsonl", tensorboard=options.tensorboard)
     log.rewind(start)
     inspect = _inspection(config, setup, translator, workdir, log, start)
-    if start and start % options.eval_every == 0:
-        inspect(state, start)  # the stop may have come before it
+    if start and (start % options.eval_every == 0 or start == options.steps):
+        with stop.interruptible():
+            inspect(state, start)  # the stop may have come before it
+        if stop.asked:
+            return state, start
     meter = metrics.Meter(parts.objective, parts.data, setup.abstract.params, options.batch_size)
     train_step = jax.jit(
         step.make_train_step(
@@ -184,11 +187,12 @@ def _loop(
                     saves.save(number, state, record)
                 if number == options.steps or (number % options.eval_every == 0 and not stopping):
                     try:
-                        inspect(state, number)
+                        with stop.interruptible():
+                            inspect(state, number)
                     except Exception:
                         saves.save(number, state, record)  # what was trained is not to blame
                         raise
-            if stopping:
+            if stop.asked:
                 break
     return state, number
 
@@ -205,6 +209,17 @@ def _take(meter: metrics.Meter, out, number: int) -> None:
             f"stopped at step {number}: {MOST_SKIPPED} updates in a row were not finite. They are "
             "in no checkpoint; a lower optimizer.learning_rate or optimizer.clip may help"
         )
+
+
+def _inspected(config: ConfigDict, workdir: str) -> bool:
+    """Whether every evaluator has had its turn at the last step."""
+    path = os.path.join(workdir, "metrics.jsonl")
+    if not os.path.exists(path):
+        return not config.evaluators
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if '"evaluator"' in line and line.endswith("}\n")]
+    done = {row["evaluator"] for row in rows if row["step"] >= config.train.steps}
+    return done >= set(config.evaluators)
 
 
 def _inspection(
@@ -258,6 +273,10 @@ def _inspection(
     return inspect
 
 
+class _Interrupted(BaseException):
+    """Leaves an evaluation; no `except Exception` on the way takes it for a failure."""
+
+
 class Stop:
     """Notes SIGINT and SIGTERM, so that the loop can save and end; a second one ends at once."""
 
@@ -265,6 +284,7 @@ class Stop:
 
     signal = 0  # that this process got
     asked = 0  # that the job stops for
+    _inside = False  # of `interruptible`
 
     def __enter__(self) -> "Stop":
         self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -278,12 +298,26 @@ class Stop:
             self.asked = int(multihost_utils.process_allgather(np.int32(self.signal)).max())
         return self.asked > 0
 
+    @contextlib.contextmanager
+    def interruptible(self):
+        """What is in here ends at a signal: evaluation changes no state. In a job of many processes
+        it does not, for these would wait for each other."""
+        self._inside = jax.process_count() == 1
+        try:
+            yield
+        except _Interrupted:
+            self.asked = self.signal
+        finally:
+            self._inside = False
+
     def _note(self, number, frame) -> None:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
         name = signal.Signals(number).name
         print(f"\n{name}: saving at the next step; once more ends at once", file=sys.stderr)
+        if self._inside:
+            raise _Interrupted
 
     def __exit__(self, *error) -> None:
         for number, handler in self._old.items():

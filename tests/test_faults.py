@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -310,6 +312,31 @@ def test_a_failing_evaluation_at_the_end_loses_no_step(tmp_path, text_file, monk
     with pytest.raises(ZeroDivisionError):
         main.main([f"--config={path}", f"--workdir={tmp_path / 'run'}"])
     assert checkpoint.Checkpoints(str(tmp_path / "run"), read_only=True).latest() == 4
+
+
+def test_a_signal_ends_an_evaluation_which_is_made_up_for(tmp_path, text_file):
+    """At the last step, with an evaluation that takes for ever; then with one that does not."""
+    path = write_config(tmp_path, text_file, **{"evaluators.valid.draws": 10**6})
+    workdir = tmp_path / "run"
+    argv = [sys.executable, "-m", "diffusion_lm.main", f"--config={path}", f"--workdir={workdir}"]
+    process = subprocess.Popen(
+        argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    killer = threading.Timer(200, process.kill)
+    killer.start()
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            time.sleep(2)
+            process.send_signal(signal.SIGTERM)
+            break
+    out, _ = process.communicate()
+    killer.cancel()
+    assert process.returncode == 143 and "stopped at step 4, saved" in out
+    assert checkpoint.Checkpoints(str(workdir), read_only=True).latest() == 4
+    assert not [row for row in rows(workdir) if row["split"] == "valid"]
+    again = [f"--config={path}", f"--workdir={workdir}", "--config.evaluators.valid.draws=2"]
+    assert main.main(again) == 0
+    assert [row["step"] for row in rows(workdir) if row["split"] == "valid"] == [4]
 
 
 def test_two_runs_in_one_folder(tmp_path, text_file, capsys):

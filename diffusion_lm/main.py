@@ -27,7 +27,8 @@ examples:
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --length=512 --block=32
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --config.sampler.name=first_hitting
 exit codes: 0 done; 2 bad input (one line says what); 3 the run could not go on (one line says why),
-what was saved before stays; 130 or 143 stopped by a signal, state saved.
+what was saved before stays; 130 or 143 stopped by a signal, state saved (130 also at the second
+signal, which saves nothing).
 """
 
 SAMPLING = ("num_samples", "num_steps", "seed", "temperature", "top_p", "prompt", "length", "block")
@@ -105,9 +106,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         return run()
-    except (OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"diffusion_lm: {' '.join(str(error).split())}", file=sys.stderr)
         return 3
+    except KeyboardInterrupt:
+        print("diffusion_lm: ended at once; nothing since the newest checkpoint", file=sys.stderr)
+        return 130
 
 
 # Each mode checks and builds first, in a call whose errors are the user's, and returns what is

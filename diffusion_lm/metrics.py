@@ -162,8 +162,9 @@ class Log:
 
             self._events = SummaryWriter(os.path.join(workdir, "tensorboard"))
 
-    def rewind(self, step: int) -> None:
-        """Drops what a run resumed at `step` writes again: later rows, and the evaluation there.
+    def rewind(self, step: int, *, again: bool) -> None:
+        """Drops what a run resumed at `step` writes again: later rows and, if it evaluates `again`
+        there, all of that step but the row of training.
 
         The file as it was stays beside it as `<name>.<n>.bak`, so nothing is lost.
         """
@@ -171,15 +172,16 @@ class Log:
             return
         with open(self.path, encoding="utf-8") as file:
             lines = file.readlines()
-        kept = [line for line in lines if _stands(line, step)]
+        kept = [line for line in lines if _stands(line, step, again)]
         if len(kept) == len(lines):
             return
         n = 1
         while os.path.exists(f"{self.path}.{n}.bak"):
             n += 1
-        os.rename(self.path, f"{self.path}.{n}.bak")
-        with open(self.path, "w", encoding="utf-8") as file:
+        with open(f"{self.path}.new", "w", encoding="utf-8") as file:
             file.writelines(kept)
+        os.link(self.path, f"{self.path}.{n}.bak")  # the log is never away
+        os.replace(f"{self.path}.new", self.path)
 
     def write(self, row: dict) -> None:
         if jax.process_index():
@@ -195,10 +197,11 @@ class Log:
             self._events.flush()
 
 
-def _stands(line: str, step: int) -> bool:
+def _stands(line: str, step: int, again: bool) -> bool:
     try:
         row = json.loads(line)
-        return row["step"] < step or (row["step"] == step and row.get("split") == "train")
+        trained = row.get("split") == "train" and "evaluator" not in row
+        return row["step"] < step or (row["step"] == step and (trained or not again))
     except (ValueError, KeyError, TypeError):
         return False  # cut off by a crash
 

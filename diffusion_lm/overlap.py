@@ -3,8 +3,8 @@
 Words are runs of letters, digits and underscores, lowered, so that spaces and punctuation do not
 hide a copy. A document of TEST is contaminated as far as its words lie in n-grams that TRAIN holds
 too; n is 13 as in GPT-3's study (arXiv 2005.14165, appendix C). Documents of fewer than n words
-cannot be told. N-grams are compared by 64-bit hashes: of 10^9 different ones in TRAIN, one word in
-10^10 of TEST is taken for copied by chance.
+cannot be told. N-grams are compared by 64-bit hashes: with 10^9 different ones in TRAIN, one word
+in 10^9 of TEST is taken for copied by chance.
 """
 
 import argparse

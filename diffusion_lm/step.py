@@ -109,8 +109,8 @@ def make_train_step(
 
     The gradient is that of sum(loss) / sum(tokens) over the whole global batch. Noise depends on
     (seed, step, row) alone, so the number of microbatches and devices does not change the masks.
-    If the loss, its gradient or the update is not finite anywhere, all but the step stays as it
-    was, on all devices alike, and the metric "skipped" is 1.
+    If the loss or its gradient is not finite anywhere, all but the step stays as it was, on all
+    devices alike, and the metric "skipped" is 1.
     """
 
     def total(mine, params, batch, key):
@@ -136,20 +136,20 @@ def make_train_step(
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), zeros)
             ((nats, (tokens, metrics)), grads), _ = jax.lax.scan(add, zeros, chunks)
         grads = jax.tree.map(lambda g: g / tokens, grads)
-        updates, opt_state = optimizer.transform.update(grads, state.opt_state, mine)
+
+        def updated(mine, opt_state, average):
+            updates, opt_state = optimizer.transform.update(grads, opt_state, mine)
+            mine = optax.apply_updates(mine, updates)
+            if ema:
+                # A new average follows fast: its decay rises as (1 + step) / (10 + step).
+                decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+                average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, mine)
+            return mine, opt_state, average
+
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(nats) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-        new = optax.apply_updates(mine, updates)
-        average = state.ema
-        if ema:
-            # A new average follows fast: its decay rises as (1 + step) / (10 + step).
-            decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, new)
-        new, opt_state, average = jax.tree.map(
-            lambda after, before: jnp.where(finite, after, before),
-            (new, opt_state, average),
-            (mine, state.opt_state, state.ema),
-        )
+        finite = jnp.isfinite(nats) & jnp.isfinite(norm)
+        before = mine, state.opt_state, state.ema
+        new, opt_state, average = jax.lax.cond(finite, updated, lambda *same: same, *before)
         metrics["grad_norm"] = Ratio(norm, jnp.float32(1))
         metrics["skipped"] = Ratio(1 - finite.astype(jnp.float32), jnp.float32(1))
         return TrainState(state.step + 1, state.params | new, opt_state, average), metrics

@@ -47,20 +47,22 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
             return trained()
 
     def trained() -> int:
-        if (saves.latest() or -1) >= config.train.steps and _inspected(config, workdir):
-            say(f"{workdir} is finished: step {saves.latest()} of {config.train.steps}")
+        state = None if saves.latest() is None else saves.restore(setup.abstract)
+        number = -1 if state is None else int(state.step)
+        if number >= config.train.steps and _inspected(config, workdir):
+            say(f"{workdir} is finished: step {number} of {config.train.steps}")
             saves.close()
             return 0
-        _write(workdir, {"config.json": configs.to_json(config)} | setup.parts.data.files)
+        # config.json last: it says that a run has begun here
+        _write(workdir, setup.parts.data.files | {"config.json": configs.to_json(config)})
         with Stop() as stop:
-            if saves.latest() is None:
+            if state is None:
                 state = setup.init()
                 size = f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters"
                 say(f"new run in {workdir}: {size}, mesh {dict(setup.mesh.shape)}")
                 for name, other in setup.parts.others.items():
                     say(f"{name}: {other.workdir} at step {other.step}")
             else:
-                state = saves.restore(setup.abstract)
                 say(f"going on from step {int(state.step)} in {workdir}")
             try:
                 state, number = _loop(
@@ -128,11 +130,13 @@ def _loop(
     parts, mesh, options = setup.parts, setup.mesh, step.settings(**config.train)
     start = int(state.step)
     log = metrics.Log(workdir, "metrics.jsonl", tensorboard=options.tensorboard)
-    log.rewind(start)
-    inspect = _inspection(config, setup, translator, workdir, log, start)
-    if start and (start % options.eval_every == 0 or start == options.steps):
+    # the stop may have come before what is due here
+    due = start > 0 and (start % options.eval_every == 0 or start == options.steps)
+    log.rewind(start, again=due)
+    inspect = _inspection(config, setup, translator, workdir, log, start, due)
+    if due:
         with stop.interruptible():
-            inspect(state, start)  # the stop may have come before it
+            inspect(state, start)
         if stop.asked:
             return state, start
     meter = metrics.Meter(parts.objective, parts.data, setup.abstract.params, options.batch_size)
@@ -183,15 +187,12 @@ def _loop(
                     say(f"step {number}/{options.steps}: {text}, {minutes:.1f} min of steps left")
             bar.update()
             with meter.paused():
-                if number % options.checkpoint_every == 0 and not last:
+                ended = number == options.steps
+                if ended or number % options.checkpoint_every == 0:
                     saves.save(number, state, record)
-                if number == options.steps or (number % options.eval_every == 0 and not stopping):
-                    try:
-                        with stop.interruptible():
-                            inspect(state, number)
-                    except Exception:
-                        saves.save(number, state, record)  # what was trained is not to blame
-                        raise
+                if (ended or number % options.eval_every == 0) and not stopping:
+                    with stop.interruptible():
+                        inspect(state, number)
             if stop.asked:
                 break
     return state, number
@@ -201,13 +202,12 @@ def _take(meter: metrics.Meter, out, number: int) -> None:
     """Hands the metrics of step `number` to the meter, and speaks of an update that was skipped."""
     if meter.add(out):
         return
-    say(
-        f"step {number}: the loss, its gradient or the update is not finite; this update is skipped"
-    )
+    say(f"step {number}: the loss or its gradient is not finite; this update is skipped")
     if meter.skipped_in_a_row == MOST_SKIPPED:
         raise FloatingPointError(
             f"stopped at step {number}: {MOST_SKIPPED} updates in a row were not finite. They are "
-            "in no checkpoint; a lower optimizer.learning_rate or optimizer.clip may help"
+            "in no checkpoint. A lower optimizer.learning_rate may help: in a new workdir, with "
+            "train.start=THIS_WORKDIR to go on from these parameters"
         )
 
 
@@ -223,12 +223,12 @@ def _inspected(config: ConfigDict, workdir: str) -> bool:
 
 
 def _inspection(
-    config: ConfigDict, setup: build.Setup, translator, workdir: str, log, start: int
+    config: ConfigDict, setup: build.Setup, translator, workdir: str, log, start: int, due: bool
 ) -> Callable:
     """(state, number) -> None: evaluates, draws samples, prints and logs both."""
     parts, options = setup.parts, config.train
     texts = metrics.Log(workdir, "samples.jsonl")
-    texts.rewind(start)
+    texts.rewind(start, again=due)
     eval_step = evaluate.make_eval_step(parts.objective, setup.mesh)
     sampler = sampling.compiled(parts.sampler, setup.mesh)
 

@@ -1,5 +1,6 @@
 """A network taken from another run, and a denoiser made of an autoregressive one."""
 
+import functools
 import json
 import shutil
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from test_runs import assert_same, rows, state_of, write_config
 
-from diffusion_lm import graft, main
+from diffusion_lm import graft, keys, main, schedules
 from diffusion_lm.networks import llama
+from diffusion_lm.objectives import md4
 
 SIZES = {"layers": 2, "width": 16, "heads": 2, "hidden": 24}
 V, L, START = 7, 5, 6
@@ -81,6 +83,24 @@ def test_further_rows_are_the_mean_and_what_does_not_fit_is_named():
         graft.onto(mine, {"network": {"embedding": params["embedding"]}})
 
 
+def test_the_loss_anneals_and_the_bound_does_not():
+    _, _, new = parameters()
+    objective = md4.make(
+        network=functools.partial(llama.make, **SIZES, shifted=True, anneal_steps=10, start=START),
+        vocab_size=V,
+        length=L,
+        schedule=schedules.linear(),
+    )
+
+    def loss(step, train=True):
+        batch = keys.number({"x": jnp.asarray(X)}) | {"step": jnp.full(len(X), step)}
+        return objective.loss({"network": new}, batch, jax.random.key(0), train=train).loss
+
+    assert np.abs(np.asarray(loss(0) - loss(10))).max() > 1e-3
+    np.testing.assert_allclose(loss(10), loss(99), rtol=1e-6)
+    np.testing.assert_allclose(loss(0, train=False), loss(10, train=False), rtol=1e-6)
+
+
 def test_causal_networks_have_nothing_to_anneal():
     with pytest.raises(ValueError, match="autoregressive itself"):
         llama.make(inputs=V, outputs=V, causal=True, shifted=True)
@@ -111,12 +131,22 @@ def test_from_an_autoregressive_run_to_a_denoiser(tmp_path, text_file, capsys):
     last = [row for row in rows(new) if row["split"] == "valid"][-1]
     assert last["step"] == 4 and last["nats_per_token"] != first["nats_per_token"]
     assert main.main([f"--workdir={new}", "--mode=eval"]) == 0
+    kept = [row["step"] for row in rows(new) if row["split"] == "valid"]
+    assert kept == [0, 4]  # what was measured before it was trained stays
     capsys.readouterr()
     assert main.main([f"--config={path}", f"--workdir={tmp_path / 'other'}"]) == 2
     assert (
         "config.train.start (random, bigram or a run's folder): no run in"
         in capsys.readouterr().err
     )
+    other = write_config(
+        tmp_path,
+        text_file,
+        network=network | {"rotary_base": 500.0},
+        **{"train.start": str(tmp_path / "moved")},
+    )
+    assert main.main([f"--config={other}", f"--workdir={tmp_path / 'fourth'}"]) == 2
+    assert "another network: rotary_base 10000.0 there and 500.0 here" in capsys.readouterr().err
     other = write_config(
         tmp_path,
         text_file,

@@ -119,13 +119,24 @@ def test_log_rewinds_without_losing(tmp_path):
         log.write({"step": number, "split": "valid"})
     with open(log.path, "a") as file:
         file.write('{"step": 4, "val')  # cut off by a crash
-    log.rewind(2)
+    log.rewind(2, again=True)
     rows = [json.loads(line) for line in open(log.path)]
     assert [(r["step"], r["split"]) for r in rows] == [(1, "train"), (1, "valid"), (2, "train")]
     assert rows[0] == {"step": 1, "split": "train", "value": 0.333333, "bad": "nan"}
     assert len(open(f"{log.path}.1.bak").readlines()) == 7
-    log.rewind(2)
+    log.rewind(2, again=True)
     assert not (tmp_path / "log.jsonl.2.bak").exists()
+
+
+def test_a_run_that_is_extended_keeps_its_last_evaluation(tmp_path):
+    log = metrics.Log(str(tmp_path), "log.jsonl")
+    rows = [{"step": 2, "split": "train"}, {"step": 2, "split": "train", "evaluator": "own"}]
+    for row in rows + [{"step": 3, "split": "train"}]:
+        log.write(row)
+    log.rewind(2, again=False)
+    assert [json.loads(line) for line in open(log.path)] == rows
+    log.rewind(2, again=True)
+    assert [json.loads(line) for line in open(log.path)] == rows[:1]
 
 
 def test_token_log_prob_is_log_softmax():

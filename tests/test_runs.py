@@ -248,7 +248,7 @@ def test_autoregressive_run(tmp_path, text_file, capsys):
 
 # Sizes of the networks that `reduced` makes.
 TINY = {"layers": 2, "width": 16, "heads": 2, "hidden": 32, "blocks": 1, "outer": 1}
-TINY |= {"outer_width": 16, "patch": 2, "embedding_width": 8}
+TINY |= {"outer_width": 16, "patch": 2, "embedding_width": 8, "kv_heads": 1}
 PAIRS = {"name": "pairs", "source": "reverse", "tokenizer": "characters"}
 PAIRS |= {"symbols": 5, "length": 9, "pairs": 200}
 
@@ -269,6 +269,8 @@ def reduced(name: str, text: str) -> ConfigDict:
     small.network.update({name: size for name, size in TINY.items() if name in takes})
     small.train.update(steps=2, batch_size=16, microbatches=1, log_every=1, eval_every=2)
     small.train.update(checkpoint_every=2)
+    if small.train.get("start") != "bigram":
+        small.train.start = "random"  # not the folder of a run
     sizes = {"batch_size": 8, "draws": 2, "max_windows": 16, "num_steps": 4}
     sizes |= {"max_pairs": 8, "early_stop": 1}
     sections = {"sampler": small.sampler}

@@ -171,16 +171,21 @@ def corpus(
         parts.append(joined[: len(joined) - rest].reshape(-1, inner))
         number, dropped = number + len(group), dropped + rest
     windows = np.concatenate(parts) if parts else np.zeros((0, inner), np.int32)
-    wrap = "none"
-    if protocol == "mdlm":
-        wrap = "an end token before (given) and after" if started else "end tokens before and after"
+    facts = text.JOINED
+    if protocol == "mdlm":  # the same facts for all models, though one token more is given to some
+        facts = facts | {
+            "wrap": "end tokens before and after",
+            "counted": "every token, but what a model is given to begin with",
+            "context": length,
+            "stride": inner,
+            "data": text.cut(windows.reshape(-1), number, tokenizer, inner).fingerprint,
+        }
         windows = np.pad(windows, ((0, 0), (1 - started, 1)), constant_values=tokenizer.end)
         length -= started
     cut = text.cut(windows.reshape(-1), number, tokenizer, length)._replace(dropped=dropped)
-    facts = text.JOINED | {
+    facts = facts | {
         "detokenizer": dataset if DATASETS[dataset].detokenizer else "none",
         "remainder": f"dropped every {GROUP} documents" if size else text.JOINED["remainder"],
-        "wrap": wrap,
     }
     return text.TextData(tokenizer.vocab_size, length, tokenizer, {"test": cut}, protocol=facts)
 

@@ -44,8 +44,8 @@ def row(run, split: str, number: int, nats: float) -> dict:
             "windows": number,
             "context": data.length,
             "stride": data.length,
-            **data.protocol,
             "tokenizer": f"{data.tokenizer.name}-{data.vocab_size}-{data.tokenizer.fingerprint}",
             "data": windows.fingerprint,
+            **data.protocol,
         },
     }

@@ -1,7 +1,5 @@
 """Likelihood of texts that the model was not trained on, read and cut by a paper's protocol."""
 
-import functools
-
 from diffusion_lm.data import corpora
 from diffusion_lm.evaluators import likelihood
 from diffusion_lm.types import Objective
@@ -28,7 +26,6 @@ def make(
     """
     if data.shape or data.of_sources:
         raise ValueError("the zero_shot evaluator needs a model of text")
-    corpora.check(path, dataset=dataset, protocol=protocol, length=data.length)
     score = likelihood.make(
         objective=objective,
         split="test",
@@ -38,21 +35,20 @@ def make(
         max_windows=max_windows,
     )
 
-    @functools.cache
-    def texts():
-        return corpora.corpus(
-            path,
-            dataset=dataset,
-            protocol=protocol,
-            tokenizer=data.tokenizer,
-            length=data.length,
-            started=objective.exact,
-        )
+    texts = corpora.corpus(
+        path,
+        dataset=dataset,
+        protocol=protocol,
+        tokenizer=data.tokenizer,
+        length=data.length,
+        started=objective.exact,
+    )
+    texts.windows("test")  # raises if there are none
 
     def evaluate(run) -> dict:
         """One row of results for an `evaluate.Run`."""
-        row = score(run._replace(data=texts()))
+        row = score(run._replace(data=texts))
         row["protocol"] = {"dataset": dataset, "name": protocol} | row["protocol"]
-        return row
+        return row | {"given_tokens": data.length - texts.length}  # at the start of a window
 
     return evaluate

@@ -70,10 +70,9 @@ class Network(NamedTuple):
     # (params, cache, tokens[B], position, given) -> (logits f32[B, V], cache); causal ones only
     decode: Callable[..., tuple[Array, Any]] | None = None
     cache: Callable[..., Any] | None = None  # (batch, length) -> an empty cache for `decode`
-    # whether, in training, `given` is the number of steps done, int32[B], instead
-    anneals: bool = False
     # (params, src[B, S], dropout keys[B] | None) -> Memory; networks of pairs only
     encode: Callable[..., "Memory"] | None = None
+    anneals: bool = False  # whether, in training, `given` is the steps done, int32[B], instead
 
 
 class Memory(NamedTuple):

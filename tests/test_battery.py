@@ -131,7 +131,7 @@ def losses(module, options, devices, microbatches, batch_size=16, steps=2):
     mesh = parallel.make_mesh(devices=jax.devices()[:devices])
     state = jax.jit(
         lambda: step.init_state(objective, optimizer, seed=0, ema=0.9),
-        mesh=mesh,
+        out_shardings=parallel.replicated(mesh),
     )()
     train = step.make_train_step(
         objective, optimizer, mesh=mesh, seed=0, microbatches=microbatches, ema=0.9

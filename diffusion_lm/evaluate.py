@@ -63,7 +63,7 @@ def drawer(sampler: Sampler, mesh: Mesh, shape: tuple[int, int], mask: int) -> C
 
     def draw(params, seed, start):
         index_B = start + jnp.arange(shape[0], dtype=jnp.int32)
-        keys_B = keys.rows_fold(keys.rows(keys.stream(seed, "sample"), index_B), 0)
+        keys_B = keys.rows_fold(keys.samples(seed, index_B), 0)
         keys_B = jax.lax.with_sharding_constraint(keys_B, parallel.batch_sharding(mesh))
         return sampler.sample(params, keys_B, jnp.full(shape, mask), jnp.ones(shape, bool))
 

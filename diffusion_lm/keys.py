@@ -19,6 +19,11 @@ def rows(key: Array, row_B: Array) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
 
 
+def samples(seed: int, index_B: Array) -> Array:
+    """The keys of samples, each a function of the seed and its index: keys[B]."""
+    return rows(stream(seed, "sample"), index_B)
+
+
 def rows_fold(keys_B: Array, data: Array | int) -> Array:
     """Folds one number into each of B keys: keys[B]."""
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys_B)

@@ -148,7 +148,7 @@ def samples(
     def draw():
         for start in range(0, num, size):
             index_B = start + jnp.arange(size, dtype=jnp.int32)
-            keys_B = keys.rows(keys.stream(seed, "sample"), index_B)
+            keys_B = keys.samples(seed, index_B)
             out = in_blocks(
                 sampler,
                 params,

@@ -20,7 +20,7 @@ MODELS = ("ar_kjv", "rdm_kjv", "difformer_kjv")
 # model -> decodings that are scored; {ar} is the folder of ar_kjv
 DECODINGS = {
     "ar_kjv": [[]],
-    "rdm_kjv": [[], ["decoding.choice=ar", "decoding.reranker={ar}"]],
+    "rdm_kjv": [[]],
     "difformer_kjv": [[], ["decoding.choice=ar", "decoding.reranker={ar}"]],
 }
 

@@ -24,7 +24,7 @@ def test_streams_steps_seeds_and_rows_differ():
 def test_stream_names_in_the_package_are_distinct():
     """Each stream name is used in one place, so no two uses of randomness share a key."""
     folder = pathlib.Path(diffusion_lm.__file__).parent
-    pattern = re.compile(r"keys\.stream\([^,]+,\s*f?\"([^\"{]+)")
+    pattern = re.compile(r"\bstream\([^,]+,\s*f?\"([^\"{]+)")
     names = [m for f in folder.rglob("*.py") for m in pattern.findall(f.read_text())]
     assert len(names) >= 4 and len(set(names)) == len(names), names
 

@@ -266,9 +266,12 @@ def parameters(objective):
     return jax.tree.map(lambda p: jnp.asarray(0.7 * rng.normal(size=p.shape), p.dtype), shapes)
 
 
+NET = pair_network(5, 4)(inputs=END + 2, outputs=END + 1, causal=False, time_input=False)
+
+
 def masked_log_probs(objective, params, row):
-    """[8, 3, V], log p of the first three tokens of a pair under all their masks, and -log p of the
-    lengths [L], by the network itself."""
+    """[8, 3, V], log p of the first three tokens of a pair under all their masks, as trained and,
+    without the end, as samplers see it; and -log p of the lengths [L]; by the network itself."""
     length = int((PAIRS["x"][row] != END).sum())
     patterns = np.array(list(itertools.product([False, True], repeat=3)))
     z = np.tile(PAIRS["x"][row], (8, 1))
@@ -278,10 +281,17 @@ def masked_log_probs(objective, params, row):
     @jax.jit
     def run(params):
         denoiser = objective.predict(params, {"src": src, "length": jnp.full(8, length)})
-        log_p = denoiser.head(denoiser.trunk(z, jnp.zeros(8)))
-        return log_p[:, :3], -objective.lengths(params, src)[0]
+        h = denoiser.trunk(z, jnp.zeros(8))
+        trained = jax.nn.log_softmax(NET.head(params["network"], h))
+        return trained[:, :3], denoiser.head(h)[:, :3], -objective.lengths(params, src)[0]
 
-    return [patterns, *(np.asarray(a, np.float64) for a in run(params))]
+    trained, log_p, lengths = (np.asarray(a, np.float64) for a in run(params))
+    p = np.delete(np.exp(trained), END, axis=-1)
+    np.testing.assert_allclose(
+        np.delete(np.exp(log_p), END, axis=-1), p / p.sum(-1, keepdims=True), rtol=1e-4
+    )
+    assert (log_p[..., END] < -1e8).all()
+    return patterns, trained, log_p, lengths
 
 
 def test_pairs_average_to_their_sums():
@@ -297,15 +307,16 @@ def test_pairs_average_to_their_sums():
     out, nll = run(params, batch, jax.random.key(7))
     hits = 0
     for row, number in ((0, 3), (1, 1)):
-        patterns, log_p, lengths = masked_log_probs(objective, params, row)
+        patterns, trained, log_p, lengths = masked_log_probs(objective, params, row)
         x, inside = np.asarray(PAIRS["x"][row, :number]), ~patterns[:, number:].any(1)
         want, bound = 1.5 * number * lengths[number], lengths[number]
-        for m, p in zip(patterns[inside, :number], log_p[inside, :number], strict=True):
+        both = trained[inside, :number], log_p[inside, :number]
+        for m, p, p_without in zip(patterns[inside, :number], *both, strict=True):
             for t in range(3):
                 q = ((t + 1) / 3) ** m.sum() * (1 - (t + 1) / 3) ** (~m).sum()
                 want += (1 - t / 3) * q * smoothed(p, x, 0.2)[m].sum()
             if m.any():
-                bound += smoothed(p, x, 0)[m].sum() / m.sum() / math.comb(number, m.sum())
+                bound += smoothed(p_without, x, 0)[m].sum() / m.sum() / math.comb(number, m.sum())
         assert_mean(out.loss[row::2], want, 0.05)
         if number == 1:  # one way to mask one token
             np.testing.assert_allclose(nll[row::2], bound, rtol=1e-5)

@@ -18,10 +18,11 @@ def script(name):
     return module
 
 
-def test_table_is_the_results():
-    """No figure in the README's table is typed by hand."""
-    table = script("sotu_table")
-    results = json.loads((ROOT / "results/sotu.json").read_text())
+@pytest.mark.parametrize("name", ["sotu", "kjv"])
+def test_tables_are_the_results(name):
+    """No figure in the README's tables is typed by hand."""
+    table = script(f"{name}_table")
+    results = json.loads((ROOT / f"results/{name}.json").read_text())
     assert table.readme_with(README, table.render(results)) == README
     assert {r["model"] for r in results["rows"]} == set(table.MODELS)
 

@@ -41,20 +41,21 @@ def render(results: dict) -> str:
     """The README's block, from results/kjv.json."""
     first = results["rows"][0]
     lines = [
-        "| model | candidates, chosen by | calls | BLEU | chrF | copied from the source (BLEU) |",
-        "|---|---|---|---|---|---|",
-        f"| the sources themselves | | | {first['bleu_of_source']:.1f} | | 100 |",
+        "| model | steps | candidates, chosen by | calls | BLEU | chrF | BLEU to the source |",
+        "|---|---|---|---|---|---|---|",
+        f"| the sources themselves | | | | {first['bleu_of_source']:.1f} | | 100 |",
     ]
     for row in results["rows"]:
         by = {"model": "its score"}.get(row["choice"], f"`{row['choice']}`")
         one = row["candidates"] == 1
-        cells = [f"`configs/{row['model']}.py`", "1" if one else f"{row['candidates']}, {by}"]
+        cells = [f"`configs/{row['model']}.py`", str(row["step"])]
+        cells += ["1" if one else f"{row['candidates']}, {by}"]
         cells += [f"{row['calls']:.0f}", f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
         lines.append(f"| {' | '.join([*cells, format(row['source_copy'], '.1f')])} |")
     lines += [
         "",
         f"{results['pairs']} verses of books that no model has seen; one seed; "
-        f"{results['steps']} steps; {results['hardware']}; jax {results['jax']}; sacreBLEU "
+        f"{results['hardware']}; jax {results['jax']}; sacreBLEU "
         f"`{first['bleu_signature']}`. Written by `python launch/kjv_table.py` from "
         "`results/kjv.json`.",
     ]
@@ -78,7 +79,7 @@ def main() -> None:
     workdir = flags.workdir.resolve()
     made = [row(workdir, model, flags.pairs) for model in MODELS]
     about = {"hardware": hardware(), "jax": jax.__version__, "pairs": flags.pairs}
-    results = about | {"steps": made[0]["step"], "rows": made}
+    results = about | {"rows": made}
     (ROOT / "results" / "kjv.json").write_text(json.dumps(results, indent=1) + "\n")
     readme = ROOT / "README.md"
     readme.write_text(readme_with(readme.read_text(), render(results)))

@@ -2,7 +2,7 @@
 
 Command:   python -m diffusion_lm.main --config=configs/rdm_kjv.py --workdir=runs/rdm_kjv
 Hardware:  2 CPU cores; more cores or an accelerator need no change.
-Cost:      4 M parameters, 1,500 steps of 64 pairs: 25 to 35 minutes on two cores.
+Cost:      4 M parameters, 1,500 steps of 64 pairs.
 Expected:  1.00 bits/char on validation (bound); BLEU on test in results/kjv.json.
 The source is the King James Bible, the target the World English Bible, verse by verse; whole books
 are held out (data/pair_sources.py). Both are English, so look at `bleu_of_source` first: the floor.

@@ -2,11 +2,10 @@
 
     python launch/kjv_table.py --workdir=runs/kjv [--pairs=256]
 
-Takes about two hours on two cores. Finished runs and finished rows are not made again, so it can be
-stopped and started, and a run that was cut off goes on. Every row decodes the first --pairs of the
-test split with --mode=eval, as its config says. Writes results/kjv.json and, from that file alone,
-the block of the README between the markers `<!-- kjv -->`. One seed: differences of a point of BLEU
-say nothing.
+Finished runs and finished rows are not made again, so it can be stopped and started, and a run that
+was cut off goes on. Every row decodes the first --pairs of the test split with --mode=eval, as its
+config says. Writes results/kjv.json and, from that file alone, the block of the README between the
+markers `<!-- kjv -->`. One seed: differences of a point of BLEU say nothing.
 """
 
 import argparse

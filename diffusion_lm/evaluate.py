@@ -67,7 +67,7 @@ def drawer(sampler: Sampler, mesh: Mesh, shape: tuple[int, int], mask: int) -> C
         keys_B = jax.lax.with_sharding_constraint(keys_B, parallel.batch_sharding(mesh))
         return sampler.sample(params, keys_B, jnp.full(shape, mask), jnp.ones(shape, bool))
 
-    return jax.jit(draw, static_argnums=1, out_shardings=parallel.replicated(mesh))
+    return parallel.jit(draw, mesh, static_argnums=1, out_shardings=parallel.replicated(mesh))
 
 
 def make_eval_step(objective: Objective, mesh: Mesh):
@@ -79,7 +79,7 @@ def make_eval_step(objective: Objective, mesh: Mesh):
         scores = score(params, batch, key)
         return jax.tree.map(lambda a: jnp.where(counted, a, 0).sum(), scores)
 
-    return jax.jit(eval_step, static_argnums=4, out_shardings=parallel.replicated(mesh))
+    return parallel.jit(eval_step, mesh, static_argnums=4, out_shardings=parallel.replicated(mesh))
 
 
 def evaluate(parts: build.Parts, run: Run, step: int) -> Iterator[dict]:

@@ -59,7 +59,7 @@ def run(
     loaded = functools.cache(params)
     whole = parallel.replicated(mesh)
     token_nll, features_of = (
-        jax.jit(function, out_shardings=whole)
+        parallel.jit(function, mesh, out_shardings=whole)
         for function in (objective.token_nll, objective.features)
     )
 

@@ -1,4 +1,4 @@
-"""Train, evaluate, sample: python -m diffusion_lm.main --config=FILE --workdir=DIR [--mode=M]."""
+"""Train, evaluate, sample, plan: python -m diffusion_lm.main --config=FILE --workdir=DIR."""
 
 import argparse
 import difflib
@@ -26,6 +26,8 @@ examples:
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --prompt="Our [MASK:12] must grow."
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --length=512 --block=32
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --config.sampler.name=first_hitting
+  what a train step would need on a TPU slice, without one (extra: tpu):
+    python -m diffusion_lm.main --config=configs/md4_owt.py --mode=plan --topology=v5e:8x8
 exit codes: 0 done; 2 bad input (one line says what); 3 the run could not go on (one line says why),
 what was saved before stays; 130 or 143 stopped by a signal, state saved (130 also at the second
 signal, which saves nothing).
@@ -49,9 +51,12 @@ def parser() -> argparse.ArgumentParser:
         help="a config file, or FILE:ARGUMENT; eval and "
         "sample take the run's own if it is left out",
     )
-    out.add_argument("--workdir", metavar="DIR", required=True, help="the folder of the run")
-    out.add_argument("--mode", choices=("train", "eval", "sample"), default="train")
+    out.add_argument("--workdir", metavar="DIR", help="the folder of the run")
+    out.add_argument("--mode", choices=("train", "eval", "sample", "plan"), default="train")
     out.add_argument("--config.SECTION.FIELD", metavar="VALUE", dest="_", help="override a field")
+    group = out.add_argument_group("for --mode=plan")
+    group.add_argument("--topology", metavar="NAME", help="a TPU slice, such as v5e:8x8")
+    group.add_argument("--search", action="store_true", help="plan other meshes and remat too")
     group = out.add_argument_group("for --mode=sample")
     group.add_argument("--num_samples", type=int, help="1 if left out")
     group.add_argument("--num_steps", type=int, help="sampling steps of a diffusion model")
@@ -86,6 +91,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         given = getattr(flags, name)
         if flags.mode != "sample" and given is not None and given is not False:
             out.error(f"--{name} is for --mode=sample")
+    if flags.mode != "plan" and flags.workdir is None:
+        out.error("--workdir=DIR is missing")
+    if flags.mode != "plan" and (flags.topology or flags.search):
+        out.error("--topology and --search are for --mode=plan")
     return flags
 
 
@@ -98,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     flags = _parse([a for a in argv if not a.startswith("--config.")])
-    prepare = {"train": _train, "eval": _eval, "sample": _sample}[flags.mode]
+    prepare = {"train": _train, "eval": _eval, "sample": _sample, "plan": _plan}[flags.mode]
     try:
         run = prepare(flags, overrides)
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -126,6 +135,15 @@ def _train(flags, overrides):
     resolved = config.resolve(config.load(flags.config), overrides)
     parallel.initialize()
     return train.prepare(resolved, flags.workdir)
+
+
+def _plan(flags, overrides):
+    from diffusion_lm import config, plan
+
+    if flags.config is None or flags.topology is None:
+        raise ValueError("--mode=plan needs --config=FILE and --topology=NAME, such as v5e:8x8")
+    resolved = config.resolve(config.load(flags.config), overrides)
+    return plan.prepare(resolved, flags.topology, search=flags.search)
 
 
 def _config(flags, overrides):

@@ -47,6 +47,20 @@ def _count(jaxpr) -> int:
     return total
 
 
+def repeated_flops(function, *args) -> int:
+    """The share of `matmul_flops` that the backward pass does again, inside of jax.checkpoint."""
+    return _count_repeated(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count_repeated(jaxpr) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        count = _count if eqn.primitive.name in ("checkpoint", "remat2") else _count_repeated
+        inner = sum(count(j) for j in _subjaxprs(eqn.params))
+        total += inner * eqn.params.get("length", 1)
+    return total
+
+
 def _subjaxprs(params):
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):

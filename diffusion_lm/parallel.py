@@ -1,16 +1,17 @@
 """Processes, meshes and shardings. One device is the 1 x 1 x 1 mesh; nothing else changes."""
 
+import functools
 import math
 import os
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from diffusion_lm.types import Batch
+from diffusion_lm.types import BATCH_AXES, Batch
 
-MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+MESH_AXES = (*BATCH_AXES, "tensor")
 
 
 def initialize() -> None:
@@ -50,6 +51,17 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -
     shape = tuple(sizes[axis] for axis in MESH_AXES)
     types = (AxisType.Auto,) * len(shape)
     return jax.make_mesh(shape, MESH_AXES, types, devices=devices)
+
+
+def jit(function: Callable, mesh: Mesh, **options) -> Callable:
+    """jax.jit, of a function whose parts may ask for the mesh that it runs on."""
+
+    @functools.wraps(function)
+    def on_mesh(*args, **kwargs):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return jax.jit(on_mesh, **options)
 
 
 def batch_shards(mesh: Mesh) -> int:

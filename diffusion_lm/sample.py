@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -65,7 +64,7 @@ def encode_prompt(text: str, data, *, length: int, ordered: bool) -> Prompt:
 
 def compiled(sampler: Sampler, mesh: Mesh) -> Callable:
     """The jitted sampler; its samples are whole on every process."""
-    return jax.jit(sampler.sample, out_shardings=parallel.replicated(mesh))
+    return parallel.jit(sampler.sample, mesh, out_shardings=parallel.replicated(mesh))
 
 
 def in_blocks(sampler, params, keys_B, prompt: Prompt, *, window: int, block: int, mask: int, cond):

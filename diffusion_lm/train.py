@@ -140,18 +140,7 @@ def _loop(
         if stop.asked:
             return state, start
     meter = metrics.Meter(parts.objective, parts.data, setup.abstract.params, options.batch_size)
-    train_step = jax.jit(
-        step.make_train_step(
-            parts.objective,
-            parts.optimizer,
-            mesh=mesh,
-            seed=config.seed,
-            microbatches=options.microbatches,
-            ema=options.ema,
-        ),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda a: a.sharding, setup.abstract), None),
-    )
+    train_step = build.train_step(config, setup)
     batches = parts.data.batches(
         "train",
         batch_size=options.batch_size,

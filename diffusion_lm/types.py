@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 Params = Any
+BATCH_AXES = ("data", "fsdp")  # the axes of a mesh over which the rows of a batch are spread
 # A batch is a dict of arrays with a leading axis B. "x": int32[B, L] tokens; "row": int32[B], the
 # example's place in the global batch; "slot": float32[B], that place divided by the global batch
 # size; with classes, "label": int32[B]; of pairs, "src": int32[B, S], the source of each "x", both

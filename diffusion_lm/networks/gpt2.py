@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from diffusion_lm import keys
 from diffusion_lm.networks.layers import Norm, dropout, project, row_keys
+from diffusion_lm.ops.attention import attention
 from diffusion_lm.types import Array, Network
 
 # Logical axes of every parameter, see transformer.py.
@@ -123,7 +124,7 @@ def make(
         qkv = dense(weights["qkv"], h_BLD)
         q, k, v = (qkv[:, :, i] for i in range(3))
         if cache is None:
-            mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+            mixed = attention(q, k, v, causal=True)
         else:
             k, v = (
                 jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm import keys
+from diffusion_lm.ops.attention import attention
 from diffusion_lm.types import Array
 
 
@@ -80,7 +81,7 @@ class Attention(nn.Module):
             q, k = Norm("rms", name="q_norm")(q), Norm("rms", name="k_norm")(k)
         q, k = rotate(q, position_L), rotate(k, position_L)
         if cache is None:
-            mixed = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
+            mixed = attention(q, k, v, causal=self.causal)
         else:
             at = position_L[0]
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), at, 1)

@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm import keys
+from diffusion_lm.ops import rows
 from diffusion_lm.ops.cross_entropy import token_log_prob
 from diffusion_lm.processes import absorbing, reveal_prob
 from diffusion_lm.schedules import independent_times, stratified_times
@@ -117,7 +118,7 @@ def make(
         z_BL = process.corrupt(again(keys_mask, draw), x_BL, t_B)
         h_BLD = trunk(params, z_BL, t_B, batch, again(keys_net, draw), train)
         reconstruction = x_BL.shape[1] * schedule.mask_prob(jnp.float32(0)) * math.log(vocab_size)
-        return weight_B * masked_nats(params, h_BLD, x_BL, z_BL == mask) + reconstruction
+        return masked_nats(params, h_BLD, x_BL, z_BL == mask, weight_B) + reconstruction
 
     def by_counts(estimator, params, batch, key, train, draw):
         """The any-order form at one count a row: f32[B] nats per example."""
@@ -128,12 +129,19 @@ def make(
         masked_BL = ranks(again(keys_mask, draw), length) < n_B[:, None]
         z_BL = jnp.where(masked_BL, mask, x_BL)
         h_BLD = trunk(params, z_BL, None, batch, again(keys_net, draw), train)
-        return weight_B * masked_nats(params, h_BLD, x_BL, masked_BL)
+        return masked_nats(params, h_BLD, x_BL, masked_BL, weight_B)
 
-    def masked_nats(params, h_BLD, x_BL, masked_BL):
-        """Cross entropies summed over masked positions: f32[B] nats."""
-        log_mu_BL = token_log_prob(net.head(params["network"], h_BLD), x_BL)
-        return -jnp.where(masked_BL, log_mu_BL, 0).sum(1)
+    def nats(params, weight_BR, h_BRD, x_BR):
+        """Weighted cross entropies: f32[B, R] nats."""
+
+        def of(params, h, x):
+            return -token_log_prob(net.head(params, h), x)
+
+        return rows.weighted(of, params["network"], weight_BR, h_BRD, x_BR, width=vocab_size)
+
+    def masked_nats(params, h_BLD, x_BL, masked_BL, weight_B):
+        """Cross entropies summed over masked positions, times a weight: f32[B] nats."""
+        return nats(params, masked_BL * weight_B[:, None], h_BLD, x_BL).sum(1)
 
     def by_pairs(estimator, params, batch, key, train):
         """The any-order form in pairs of rows with at most L+1 masked positions: f32[B] nats."""
@@ -161,31 +169,34 @@ def make(
         masked_BL = rank_BL < n_B[:, None]
         z_BL = jnp.where(masked_BL, mask, batch["x"])
         h_BLD = trunk(params, z_BL, None, batch, keys_net, train)
-        nats_B = masked_nats_of_pairs(params, h_BLD, batch["x"], masked_BL)
+        nats_B = masked_nats_of_pairs(params, h_BLD, batch["x"], masked_BL, weight_B)
         if alone:
-            return (weight_B * nats_B).reshape(size, 2).mean(1)
+            return nats_B.reshape(size, 2).mean(1)
         if estimator == "paired":
-            return weight_B * nats_B
+            return nats_B
         h_1LD = trunk(params, jnp.full((1, length), mask), None, {}, None, False)
         log_mu_LV = jax.nn.log_softmax(net.head(params["network"], h_1LD[0]))
         nats_0_BL = -log_mu_LV[jnp.arange(length), x_BL]
-        return nats_0_BL.sum(1) + weight_B * (nats_B - jnp.where(masked_BL, nats_0_BL, 0).sum(1))
+        return nats_0_BL.sum(1) + nats_B - weight_B * jnp.where(masked_BL, nats_0_BL, 0).sum(1)
 
-    def masked_nats_of_pairs(params, h_BLD, x_BL, masked_BL):
+    def masked_nats_of_pairs(params, h_BLD, x_BL, masked_BL, weight_B):
         """The same where rows 2j and 2j+1 have at most L+1 masked positions together, on which
         alone the head and the cross entropy run."""
         size, length = x_BL.shape
 
         def pair(masked, h, x):  # the masked rows of two sequences laid end to end
-            (rows,) = jnp.nonzero(masked.reshape(-1), size=length + 1, fill_value=2 * length)
-            at = jnp.minimum(rows, 2 * length - 1)
-            return rows, h.reshape(2 * length, -1)[at], x.reshape(-1)[at]
+            (row,) = jnp.nonzero(masked.reshape(-1), size=length + 1, fill_value=2 * length)
+            at = jnp.minimum(row, 2 * length - 1)
+            return row, h.reshape(2 * length, -1)[at], x.reshape(-1)[at]
 
         grouped = [a.reshape(size // 2, 2, *a.shape[1:]) for a in (masked_BL, h_BLD, x_BL)]
         row_PR, h_PRD, x_PR = jax.vmap(pair)(*grouped)
-        log_mu_PR = token_log_prob(net.head(params["network"], h_PRD), x_PR)
-        halves = [jnp.where(row_PR // length == i, log_mu_PR, 0) for i in range(2)]
-        return -jnp.stack([half.sum(1) for half in halves], axis=1).reshape(size)
+        first_PR, weight_P2 = row_PR < length, weight_B.reshape(-1, 2)
+        weight_PR = jnp.where(first_PR, weight_P2[:, :1], weight_P2[:, 1:])
+        weight_PR = jnp.where(row_PR < 2 * length, weight_PR, 0)
+        nats_PR = nats(params, weight_PR, h_PRD, x_PR)
+        halves = [jnp.where(half, nats_PR, 0).sum(1) for half in (first_PR, ~first_PR)]
+        return jnp.stack(halves, axis=1).reshape(size)
 
     def bound(estimator, params, batch, key, train, draws=1):
         if estimator not in SINGLE:

@@ -1,9 +1,13 @@
 """Work at chosen positions only."""
 
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from diffusion_lm.types import Array
+from diffusion_lm.types import BATCH_AXES, Array
 
 
 def at_rows(fn, where_BL: Array, args, *, chunk: int):
@@ -44,3 +48,124 @@ def top(score_BL: Array, where_BL: Array, number_B: Array) -> Array:
     score_BL = jnp.where(where_BL, jnp.maximum(score_BL, -1e30), -jnp.inf)
     rank_BL = jnp.argsort(jnp.argsort(-score_BL, axis=1, stable=True), axis=1)
     return where_BL & (rank_BL < number_B[:, None])
+
+
+ENTRIES = 2**22  # of logits that a device holds at once, if this leaves no more than
+CHUNKS = 4  # chunks: each reads and writes the whole head and its gradient
+
+
+def weighted(fn, params, weight_BR: Array, h_BRD: Array, x_BR: Array, *, width: int) -> Array:
+    """weight fn(params, h, x): f32[B, R], where fn goes f[B, C, D], int[B, C] -> f32[B, C] by way
+    of arrays [B, C, width], which are never there for all of R at once.
+
+    Nor are they in the backward pass, or made again in it: the forward pass takes the gradient of
+    the plain sum over B and R along. Another derivative is as right, but costs a second pass.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = 1 if len(x_BR) % shards else shards
+    rows, length = len(x_BR) // shards, x_BR.shape[1]
+    chunks = max(1, min(CHUNKS, -(-rows * length * width // ENTRIES), length))
+    fn, used = _of_used(fn, params, h_BRD, x_BR)
+    # With the head itself in parts over "tensor", the compiler places all of it.
+    spread = shards > 1 and shards == mesh.size
+    return _weighted(fn, chunks, spread, used, weight_BR, h_BRD, x_BR)
+
+
+def _of_used(fn, params, *args):
+    """(fn of those leaves of params that it uses, these leaves): gradients are theirs alone."""
+    leaves, tree = jax.tree.flatten(params)
+    jaxpr = jax.make_jaxpr(fn)(params, *args).jaxpr
+    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
+    uses = [id(v) in read for v in jaxpr.invars[: len(leaves)]]
+
+    def of_used(used, *args):
+        rest = iter(used)
+        return fn(tree.unflatten([next(rest) if u else None for u in uses]), *args)
+
+    return of_used, [leaf for leaf, u in zip(leaves, uses, strict=True) if u]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _weighted(fn, chunks, spread, used, weight_BR, h_BRD, x_BR):
+    def one(used, weight_BC, h_BCD, x_BC):
+        return None, fn(used, h_BCD, x_BC)
+
+    return weight_BR * _over_chunks(one, chunks, spread, used, weight_BR, h_BRD, x_BR)[1]
+
+
+def _forward(fn, chunks, spread, used, weight_BR, h_BRD, x_BR):
+    values_BR, *grads = _gradients(fn, chunks, spread, used, weight_BR, h_BRD, x_BR)
+    return weight_BR * values_BR, (values_BR, grads, used, weight_BR, h_BRD, x_BR)
+
+
+def _backward(fn, chunks, spread, residuals, g_BR):
+    values_BR, grads, used, weight_BR, h_BRD, x_BR = residuals
+
+    def scaled():
+        return jax.tree.map(lambda a: (g_BR[0, 0] * a).astype(a.dtype), grads)
+
+    def again():
+        return _gradients(fn, chunks, spread, used, g_BR * weight_BR, h_BRD, x_BR)[1:]
+
+    # of a plain sum g is a constant, and the compiler drops what is not needed
+    dused, dh_BRD = jax.lax.cond((g_BR == g_BR[0, 0]).all(), scaled, again)
+    return dused, g_BR * values_BR, dh_BRD, None
+
+
+_weighted.defvjp(_forward, _backward)
+
+
+def _gradients(fn, chunks, spread, used, weight_BR, h_BRD, x_BR):
+    """[values f32[B, R], gradients of sum(weight values) by used and by h]."""
+
+    def one(used, weight_BC, h_BCD, x_BC):
+        values_BC, back = jax.vjp(lambda used, h: fn(used, h, x_BC), used, h_BCD)
+        dused, dh_BCD = back(weight_BC)
+        return dused, (values_BC, dh_BCD)
+
+    dused, (values_BR, dh_BRD) = _over_chunks(one, chunks, spread, used, weight_BR, h_BRD, x_BR)
+    return [values_BR, dused, dh_BRD]
+
+
+def _over_chunks(one, chunks, spread, used, *columns):
+    """(sum of the first results of `one(used, *columns)`, the others laid end to end) over chunks
+    of the second axis of the columns. On a mesh each device has its own rows, and the sums are
+    added up over devices once, after the last chunk."""
+
+    def own(used, *columns):
+        if chunks == 1:
+            return one(used, *columns)
+        length = columns[0].shape[1]
+
+        def cut(a):
+            a = jnp.pad(a, [(0, 0), (0, -length % chunks)] + [(0, 0)] * (a.ndim - 2))
+            return jnp.stack(jnp.split(a, chunks, axis=1))
+
+        def join(a):
+            return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])[:, :length]
+
+        def step(total, part):
+            added, rest = one(used, *part)
+            return jax.tree.map(jnp.add, total, added), rest
+
+        parts = [cut(a) for a in columns]
+        first = jax.eval_shape(one, used, *(a[0] for a in parts))[0]
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
+        total, rest = jax.lax.scan(step, zeros, parts)
+        return total, jax.tree.map(join, rest)
+
+    if not spread:
+        return own(used, *columns)
+
+    def on_device(used, *columns):
+        total, rest = own(used, *columns)
+        return jax.lax.psum(total, BATCH_AXES), rest
+
+    rows = PartitionSpec(BATCH_AXES)
+    return jax.shard_map(
+        on_device,
+        in_specs=(PartitionSpec(), *[rows] * len(columns)),
+        out_specs=(PartitionSpec(), rows),
+        check_vma=False,
+    )(used, *columns)

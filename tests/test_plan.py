@@ -1,0 +1,115 @@
+"""Counts read from compiled programs, the fused attention, and plans for machines not there."""
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_lm import hlo, main, metrics, parallel
+from diffusion_lm.ops import attention
+
+HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
+
+
+def test_bytes_of_a_product_and_of_a_loop():
+    a, b = jnp.ones((64, 128)), jnp.ones((128, 32))
+    product = 4 * (64 * 128 + 128 * 32 + 64 * 32)
+    text = jax.jit(jnp.matmul).lower(a, b).compile().as_text()
+    assert hlo.bytes_moved(text) == product
+
+    def loop(h, weights):
+        return jax.lax.scan(lambda h, w: (jnp.sin(h @ w), None), h, weights)[0]
+
+    moved = [
+        hlo.bytes_moved(jax.jit(loop).lower(b.T, jnp.ones((n, 128, 128))).compile().as_text())
+        for n in (10, 20, 30)
+    ]
+    each = 4 * (128 * 128 + 2 * 32 * 128)  # at the least: a slice of the weights, h in and out
+    assert moved[2] - moved[1] == moved[1] - moved[0] >= 10 * each
+    assert moved[1] - moved[0] <= 10 * 4 * each
+
+
+def test_bytes_agree_with_the_compilers_account_where_nothing_loops():
+    def f(a, b):
+        return jax.nn.softmax(a @ b).sum(0) * b.mean()
+
+    compiled = jax.jit(f).lower(jnp.ones((256, 64)), jnp.ones((64, 128))).compile()
+    mine, xla = hlo.bytes_moved(compiled.as_text()), compiled.cost_analysis()["bytes accessed"]
+    assert abs(mine / xla - 1) < 0.1
+
+
+def test_flops_done_again_are_those_inside_checkpoint():
+    def f(a):
+        h = jax.checkpoint(lambda a: a @ a)(a)
+        return jax.lax.scan(lambda h, _: (jax.checkpoint(jnp.matmul)(h, h), None), h @ h, None, 3)
+
+    a = jnp.ones((8, 8))
+    assert metrics.matmul_flops(f, a) == 5 * 2 * 8**3
+    assert metrics.repeated_flops(f, a) == 4 * 2 * 8**3
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_splash_attention_is_attention(causal):
+    """The TPU's kernel, interpreted, on a mesh: its outputs and gradients in bfloat16."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 256, 2, 64)), jnp.bfloat16) for _ in range(3))
+
+    def plain(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+
+    def fused(q, k, v):
+        return attention._splash(q, k, v, causal=causal, interpret=True)
+
+    mesh = parallel.make_mesh(data=2, devices=jax.devices()[:2])
+    spread = jax.device_put((q, k, v), parallel.batch_sharding(mesh))
+    for f, args in ((lambda f: f, (q, k, v)), (lambda f: parallel.jit(f, mesh), spread)):
+        np.testing.assert_allclose(
+            np.asarray(f(fused)(*args), np.float32),
+            np.asarray(plain(q, k, v), np.float32),
+            atol=0.02,
+        )
+    loss = lambda f: lambda *a: (f(*a).astype(jnp.float32) ** 2).sum()  # noqa: E731
+    mine, theirs = (jax.grad(loss(f), argnums=(0, 1, 2))(q, k, v) for f in (fused, plain))
+    for a, b in zip(mine, theirs, strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        assert np.abs(a - b).max() < 0.03 * np.abs(b).max()
+
+
+def test_attention_on_a_cpu_is_the_plain_one():
+    q = jnp.ones((1, 128, 2, 8))
+    assert (
+        "pallas"
+        not in jax.jit(lambda q: attention.attention(q, q, q, causal=False)).lower(q).as_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--topology=v5e:8x8"], ["--config=FILE"]),
+        (["--config=configs/md4_owt.py"], ["--topology=NAME"]),
+        (["--config=configs/md4_owt.py", "--topology=v9:3"], ["v9:3", "v5e:8x8"]),
+    ],
+)
+def test_bad_plans_are_one_line(flags, words, capsys):
+    assert main.main(["--mode=plan", *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and all(word in err for word in words)
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs the TPU's compiler: extra tpu")
+def test_a_small_plan_for_a_slice(capsys):
+    small = ["layers=2", "width=128", "heads=2", "hidden=128"]
+    flags = ["--mode=plan", "--config=configs/md4_owt.py", "--topology=v5e:2x2"]
+    flags += ["--config.data.length=128", "--config.train.batch_size=8"]
+    flags += [f"--config.network.{field}" for field in small]
+    assert main.main(flags) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row["fits"] and row["devices"] == 4 and row["mesh"]["data"] == 4
+    assert 0 < row["mfu_bound"] <= 1 and row["peak_gb"] < row["memory_gb"]
+    assert main.main([*flags, "--config.train.batch_size=262144"]) == 1
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not row["fits"] and "memory" in row["said"]

@@ -10,6 +10,8 @@ import numpy as np
 
 def check(path: str) -> None:
     """Raises OSError where `write` could not make its file."""
+    if not path:
+        raise FileNotFoundError("--html= wants the name of a new file")
     if os.path.lexists(path):
         raise FileExistsError(f"--html={path} exists already, it is not overwritten")
     folder = os.path.dirname(path) or "."

@@ -96,7 +96,8 @@ def test_no_file_is_lost(finished, tmp_path, capsys):  # noqa: F811
     path = tmp_path / "mine.html"
     path.write_text("mine")
     argv = [f"--workdir={workdir}", "--mode=sample"]
-    for name, words in [(path, "exists already"), (tmp_path / "no" / "x.html", "no folder")]:
+    others = [(tmp_path / "no" / "x.html", "no folder"), (tmp_path, "exists already"), ("", "name")]
+    for name, words in [(path, "exists already"), *others]:
         assert main.main([*argv, f"--html={name}"]) == 2
         out = capsys.readouterr()
         assert not out.out and words in out.err and out.err.count("\n") == 1

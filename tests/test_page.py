@@ -4,11 +4,13 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_runs import finished  # noqa: F401
+from test_runs import ROOT, finished  # noqa: F401
 
 from diffusion_lm import main, page
 from diffusion_lm.data import tokenizers
@@ -56,6 +58,14 @@ def test_no_text_breaks_out_and_nothing_is_loaded():
     start = bytes(i for i in held["samples"][0]["start"] if i >= 0)
     assert start == WICKED.encode()[:11]
     assert not re.findall(r"""(?: src=| href=|url\(|@import|https?:)""", html)
+
+
+def test_the_template_is_installed(tmp_path):
+    pytest.importorskip("setuptools")
+    build = [sys.executable, "setup.py", "-q", "build_py", f"--build-lib={tmp_path}"]
+    subprocess.run(build, cwd=ROOT, check=True)
+    own = (ROOT / "diffusion_lm/page.html").read_text()
+    assert (tmp_path / "diffusion_lm/page.html").read_text() == own
 
 
 def test_pieces_that_are_no_text_are_bytes():
@@ -112,7 +122,7 @@ def test_no_file_is_lost(finished, tmp_path, capsys):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="wants the extra 'browser'")
+    api = pytest.importorskip("playwright.sync_api", reason="pip install 'diffusion_lm[browser]'")
     names = ("chromium", "chromium-browser", "google-chrome")
     own = next(filter(None, map(shutil.which, names)), None)  # else the one that Playwright brings
     with api.sync_playwright() as playwright:

@@ -18,7 +18,14 @@ from test_sedd import _equations
 
 from diffusion_lm import keys, parallel, sample
 from diffusion_lm.objectives import ar, md4
-from diffusion_lm.samplers import autoregressive, first_hitting, importance, routing, score
+from diffusion_lm.samplers import (
+    autoregressive,
+    entropy_bounded,
+    first_hitting,
+    importance,
+    routing,
+    score,
+)
 from diffusion_lm.samplers import state_dependent as by_state
 from diffusion_lm.types import Sampler
 
@@ -163,6 +170,25 @@ def test_without_a_trace_nothing_is_kept(name):
     (steps,) = {s[0] for s in shapes(True) - shapes(False) if len(s) == 3 and s[1:] == (size, 3)}
     assert steps in (3, 17, 33)  # 33: with a corrector
     assert (steps, size, length) not in shapes(False)
+
+
+@pytest.mark.parametrize("module", [first_hitting, entropy_bounded])
+def test_steps_are_no_calls(module):
+    """With guidance a step calls the network twice."""
+    model = toy.objective(md4, toy.exact_network)
+
+    def predict(params, cond=None):
+        return model.predict(params, cond)._replace(calls=2)
+
+    options = {"gamma": 0.0} if module is entropy_bounded else {}
+    sampler = module.make(objective=model._replace(predict=predict), **options)
+    prompt, free = prompts("")
+    keys_B = keys.rows(jax.random.key(0), jnp.arange(len(prompt)))
+    out = sampler.sample(PARAMS, keys_B, prompt, free, traced=True)
+    assert int(out.calls) == 2 * toy.L
+    np.testing.assert_array_equal(out.trace.tokens[-1], out.tokens)
+    drawn = ~np.isnan(out.trace.prob[:, :20])  # rows in which all is free
+    np.testing.assert_array_equal(drawn.sum(2), 1)
 
 
 def test_memory_of_the_compiled_sampler():

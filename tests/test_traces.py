@@ -34,6 +34,7 @@ TABLE = np.array([0.5, 0.3, 0.2])
 ONCE = {"first_hitting", "random", "confidence", "margin", "entropy", "entropy_bounded"}
 ONCE |= {"ancestral", "ancestral_float32", "drawn", "importance", "importance_first_hitting"}
 ONCE |= {"state_dependent", "score", "autoregressive"}
+TO_THE_END = {"first_hitting", "entropy_bounded", "importance_first_hitting", "autoregressive"}
 NAMES = [*SAMPLERS, "state_dependent", "score", "score_corrected", "score_uniform", "importance"]
 NAMES += ["importance_first_hitting", "routing_multinomial", "autoregressive"]
 
@@ -54,7 +55,7 @@ def made(name, **more) -> tuple[Sampler, dict]:
         objective = test_sedd.exact(graph)
     elif name.startswith("importance"):
         order = "ancestral" if name == "importance" else "first_hitting"
-        module, options = importance, {"num_steps": 3, "candidates": 3, "order": order}
+        module, options = importance, {"num_steps": 3, "candidates": 4, "order": order}
         objective, params = test_edlm.exact("ar"), test_edlm.PARAMS
     elif name == "routing_multinomial":
         log_p = jnp.log(jnp.asarray(TABLE, jnp.float32))
@@ -64,7 +65,9 @@ def made(name, **more) -> tuple[Sampler, dict]:
         module, options = autoregressive, {}
         objective = toy.objective(ar, toy.exact_network)
     takes = inspect.signature(module.make).parameters
-    more = {k: v for k, v in more.items() if k in takes and module is not importance}
+    if module is importance:
+        more.pop("temperature", None)  # there it is the energy's
+    more = {k: v for k, v in more.items() if k in takes}
     return module.make(objective=objective, **options | more), params
 
 
@@ -167,8 +170,9 @@ def test_without_a_trace_nothing_is_kept(name):
         jaxpr = jax.make_jaxpr(run)(params, keys_B, prompt, free).jaxpr
         return {v.aval.shape for eqn in _equations(jaxpr) for v in eqn.outvars}
 
-    (steps,) = {s[0] for s in shapes(True) - shapes(False) if len(s) == 3 and s[1:] == (size, 3)}
-    assert steps in (3, 17, 33)  # 33: with a corrector
+    corrected = name in ("predictor_corrector", "score_corrected", "score_uniform")
+    steps = length if name in TO_THE_END else 33 if corrected else 17
+    assert (steps, size, length) in shapes(True)
     assert (steps, size, length) not in shapes(False)
 
 

@@ -25,6 +25,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["diffusion_lm", "diffusion_lm.*"]),
+    package_data={"diffusion_lm": ["page.html"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.12",
@@ -48,6 +49,8 @@ setup(
         "judge": JUDGE,
         "test": TEST,
         "plots": ["matplotlib>=3.8"],
+        # for the tests of --html, with a Chromium: the system's, or playwright install chromium
+        "browser": ["playwright>=1.50"],
         "mauve": ["mauve-text>=0.4"],  # needs no torch: the features are those of a judge of ours
         "dev": [*TEST, "ruff>=0.9", "matplotlib>=3.8"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],

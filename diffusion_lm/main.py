@@ -26,6 +26,8 @@ examples:
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --prompt="Our [MASK:12] must grow."
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --length=512 --block=32
     python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --config.sampler.name=first_hitting
+  and see how it came about, step by step, in a browser:
+    python -m diffusion_lm.main --workdir=runs/md4 --mode=sample --num_samples=3 --html=steps.html
   what a train step would need on a TPU slice, without one (extra: tpu):
     python -m diffusion_lm.main --config=configs/md4_owt.py --mode=plan --topology=v5e:8x8
 exit codes: 0 done; 2 bad input (one line says what); 3 the run could not go on (one line says why),
@@ -34,7 +36,7 @@ signal, which saves nothing).
 """
 
 SAMPLING = ("num_samples", "num_steps", "seed", "temperature", "top_p", "prompt", "length", "block")
-SAMPLING += ("label", "guidance", "json")
+SAMPLING += ("label", "guidance", "json", "html")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--label", type=int, help="class of the images")
     group.add_argument("--guidance", type=float, help="strength of the label; 1 is the model's own")
     group.add_argument("--json", action="store_true", help="print one JSON object a line")
+    group.add_argument(
+        "--html", metavar="FILE", help="also write a page that plays the steps; a new file"
+    )
     return out
 
 
@@ -204,8 +209,10 @@ def _eval(flags, overrides):
 def _sample(flags, overrides):
     import jax
 
-    from diffusion_lm import build, sample, step, translate
+    from diffusion_lm import build, page, sample, step, translate
 
+    if flags.html is not None:
+        page.check(flags.html)
     asked = {f: getattr(flags, f) for f in ("num_steps", "temperature", "top_p")}
     asked = {field: value for field, value in asked.items() if value is not None}
     chosen = _config(flags, overrides).sampler
@@ -224,7 +231,7 @@ def _sample(flags, overrides):
         drawn = sample.samples(
             setup.parts,
             params,
-            sample.compiled(setup.parts.sampler, setup.mesh),
+            sample.compiled(setup.parts.sampler, setup.mesh, traced=flags.html is not None),
             num=1 if flags.num_samples is None else flags.num_samples,
             seed=seed,
             prompt=flags.prompt or "",
@@ -235,10 +242,13 @@ def _sample(flags, overrides):
         )
 
     def write() -> int:
-        images = []
+        images, played = [], []
         for out in drawn:
             if jax.process_index():
                 continue
+            if flags.html is not None:
+                played.append(out)
+                out = {k: v for k, v in out.items() if k not in ("prompt", "steps")}
             if data.shape:
                 images.append(out)
                 out = {**out, "tokens": out["tokens"].tolist()}
@@ -253,14 +263,29 @@ def _sample(flags, overrides):
             stem = f"step-{int(state.step):07d}-seed-{seed}"
             path = sample.save_images(data, images, flags.workdir, stem)
             print(f"images in {path}", file=sys.stderr)
+        if played:
+            page.write(flags.html, data, played, _facts(resolved, state, flags.workdir, seed))
+            print(f"the steps in {flags.html}", file=sys.stderr)
         return 0
 
     return write
 
 
+def _facts(config, state, workdir: str, seed: int) -> dict[str, str]:
+    """What the page of --html says about how its samples were made."""
+    options = {k: v for k, v in config.sampler.items() if k != "name"}
+    settings = ", ".join(f"{name} {value}" for name, value in options.items())
+    return {
+        "run": f"{os.path.basename(os.path.abspath(workdir))}, trained {int(state.step)} steps",
+        "model": config.objective.name,
+        "sampler": config.sampler.name + (f" ({settings})" if settings else ""),
+        "seed": str(seed),
+    }
+
+
 def _sources(flags) -> list[str]:
     """What a model of pairs is to write for: the lines of --prompt, each num_samples times."""
-    for name in ("length", "block", "label", "guidance"):
+    for name in ("length", "block", "label", "guidance", "html"):
         if getattr(flags, name) is not None:
             raise ValueError(f"--{name} is not for a model of pairs: give it sources by --prompt")
     if not (flags.prompt or "").strip():

@@ -4,8 +4,10 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -22,6 +24,15 @@ class Prompt(NamedTuple):
 
     tokens: np.ndarray
     free: np.ndarray
+
+
+class Step(NamedTuple):
+    """What a step changed in a text; steps that change nothing are left out."""
+
+    places: np.ndarray  # int[n]
+    tokens: np.ndarray  # int[n], what stands there now
+    prob: np.ndarray  # f32[n], of those that were drawn (see types.Trace), NaN for noise and masks
+    effective: float  # the effective sample size where it chose among candidates, else NaN
 
 
 def encode_prompt(text: str, data, *, length: int, ordered: bool) -> Prompt:
@@ -62,9 +73,31 @@ def encode_prompt(text: str, data, *, length: int, ordered: bool) -> Prompt:
     return Prompt(np.array(tokens, np.int32), np.array(free))
 
 
-def compiled(sampler: Sampler, mesh: Mesh) -> Callable:
-    """The jitted sampler; its samples are whole on every process."""
-    return parallel.jit(sampler.sample, mesh, out_shardings=parallel.replicated(mesh))
+def compiled(sampler: Sampler, mesh: Mesh, *, traced: bool = False) -> Callable:
+    """The jitted sampler; its samples are whole on every process, with a trace if `traced`."""
+    sample = partial(sampler.sample, traced=True) if traced else sampler.sample
+    return parallel.jit(sample, mesh, out_shardings=parallel.replicated(mesh))
+
+
+def steps_of(out: Samples, z_BL: np.ndarray, first: int) -> list[list[Step]]:
+    """The steps of each row from a trace; `z_BL` is the text before, whose first position stands at
+    `first` in the whole one. Noise that is not the mask is a step of its own, before the others."""
+    trace = jax.tree.map(np.asarray, out.trace)
+    tokens_TBL = np.concatenate([z_BL[None], trace.start[None], trace.tokens])
+    prob_TBL = np.pad(trace.prob, ((1, 0), (0, 0), (0, 0)), constant_values=np.nan)
+    effective_TB = np.full(prob_TBL.shape[:2], np.nan)
+    if out.effective is not None:
+        effective_TB[1:] = out.effective
+    hit_TBL = (tokens_TBL[1:] != tokens_TBL[:-1]) | ~np.isnan(prob_TBL)
+
+    def step(t, row):
+        (at,) = np.nonzero(hit_TBL[t, row])
+        return Step(
+            first + at, tokens_TBL[t + 1, row, at], prob_TBL[t, row, at], effective_TB[t, row]
+        )
+
+    some_TB = hit_TBL.any(-1)
+    return [[step(t, row) for t in np.flatnonzero(some_TB[:, row])] for row in range(len(z_BL))]
 
 
 def in_blocks(sampler, params, keys_B, prompt: Prompt, *, window: int, block: int, mask: int, cond):
@@ -74,10 +107,11 @@ def in_blocks(sampler, params, keys_B, prompt: Prompt, *, window: int, block: in
     follow, has the block in its middle (as far as the text goes). In it, what is given or was
     written before is a condition; what comes after the block and is not given stays unknown. So
     with an exact model the law is that of p(block | window) in turn.
-    Returns Samples with tokens [B, N]; all blocks run the same compiled program.
+    Returns Samples with tokens [B, N]; all blocks run the same compiled program. The trace of a
+    `sampler` with traces is a list for each row, of its Steps in the whole text.
     """
     size, length = keys_B.shape[0], len(prompt.tokens)
-    tokens_BN, calls, effective = np.tile(prompt.tokens, (size, 1)), 0, []
+    tokens_BN, calls, effective, steps = np.tile(prompt.tokens, (size, 1)), 0, [], None
     for number, start in enumerate(range(0, length, block)):
         free = prompt.free & (np.arange(length) >= start) & (np.arange(length) < start + block)
         if not free.any():
@@ -95,7 +129,11 @@ def in_blocks(sampler, params, keys_B, prompt: Prompt, *, window: int, block: in
         calls += int(out.calls)
         if out.effective is not None:
             effective.append(np.asarray(out.effective))
-    return Samples(tokens_BN, calls, np.concatenate(effective) if effective else None)
+        if out.trace is not None:
+            new = steps_of(out, z_BL, first)
+            steps = [[*a, *b] for a, b in zip(steps, new, strict=True)] if steps else new
+    effective = np.concatenate(effective) if effective else None
+    return Samples(tokens_BN, calls, effective, trace=steps)
 
 
 def samples(
@@ -113,7 +151,8 @@ def samples(
     batch_size: int = 16,
 ) -> Iterator[dict]:
     """An iterator of {"index", "seed", "calls", "text"}, for images with their "tokens" int32[L],
-    and where steps choose among candidates "effective_sample_size", one for each step that does.
+    where steps choose among candidates "effective_sample_size", one for each step that does, and of
+    a `sampler` with traces "prompt", a Prompt, and "steps", what became of it.
 
     A sample's noise is a function of (seed, its index) alone: the same in any batch. `sampler` is a
     `compiled` one; it compiles when the first sample is asked for. `length` is that of the text in
@@ -164,6 +203,8 @@ def samples(
                 if out.effective is not None:
                     sizes = out.effective[:, row]
                     made["effective_sample_size"] = [round(float(n), 3) for n in sizes[sizes > 0]]
+                if out.trace is not None:
+                    made |= {"prompt": asked, "steps": out.trace[row]}
                 yield {**made, "tokens": tokens} if data.shape else made
 
     return draw()

@@ -153,21 +153,35 @@ class Embedder(NamedTuple):
     width: int  # E
 
 
+class Trace(NamedTuple):
+    """How samples came about, in T steps."""
+
+    tokens: Array  # int32[T, B, L], the sequences after each step
+    # f32[T, B, L], of each token that the step drew and left standing, its probability in the
+    # prediction it was drawn from, before temperature and top_p; NaN elsewhere
+    prob: Array
+    start: Array  # int32[B, L], the sequences before the first step
+
+
 class Samples(NamedTuple):
     """tokens: int32[B, L]; calls: int32[], how often a network ran on the whole batch; effective:
     f32[steps, B], the effective sample size of steps that choose among candidates, else NaN;
-    score: f32[B], the model's own log-probability of what it wrote, in nats, where it has one."""
+    score: f32[B], the model's own log-probability of what it wrote, in nats, where it has one;
+    trace: if it was asked for."""
 
     tokens: Array
     calls: Array
     effective: Array | None = None
     score: Array | None = None
+    trace: Trace | None = None
 
 
 class Sampler(NamedTuple):
-    """`sample(params, keys[B], prompt[B, L], free[B, L], cond=None)` fills positions where `free`
-    is true and leaves all others as they are: a token there is a condition, a mask there stays
-    unknown, which for masked diffusion means that it is marginalised out.
+    """`sample(params, keys[B], prompt[B, L], free[B, L], cond=None, traced=False)` fills positions
+    where `free` is true and leaves all others as they are: a token there is a condition, a mask
+    there stays unknown, which for masked diffusion means that it is marginalised out. With
+    `traced`, known when it is compiled, a sampler of tokens returns a trace; otherwise it costs
+    nothing.
     """
 
     sample: Callable[..., Samples]

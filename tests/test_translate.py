@@ -99,6 +99,7 @@ def test_sampling_from_the_command_line(rdm_run, capsys):
         (["--prompt=abz"], "alphabet"),
         (["--prompt=abcdeabcd"], "a source of 9 tokens, wanted 1..8"),
         (["--prompt=ab", "--length=4"], "--length is not for a model of pairs"),
+        (["--prompt=ab", "--html=new.html"], "--html is not for a model of pairs"),
         (["--prompt=ab", "--num_samples=0"], "at least 1"),
         (["--prompt=ab", "--config.decoding.choice=best"], "choices: model, mbr, ar, energy"),
         (["--prompt=ab", "--config.decoding.choice=model"], "goes with decoding.choice"),

@@ -135,7 +135,7 @@ def pixels(levels: int, shape: tuple[int, int, int]) -> tokenizers.Tokenizer:
 
     zeros = np.zeros(levels, np.int32)
     digest = hashlib.sha256(f"pixels {levels} {shape}".encode()).hexdigest()[:16]
-    return tokenizers.Tokenizer("pixels", levels, 0, encode, decode, zeros, zeros, digest)
+    return tokenizers.Tokenizer("pixels", levels, 0, encode, decode, zeros, zeros, digest, [])
 
 
 def _wants(package: str, module: str):

@@ -44,6 +44,7 @@ class Tokenizer(NamedTuple):
     token_chars: np.ndarray
     token_bytes: np.ndarray
     fingerprint: str  # 16 hex digits of the sha256 of all that defines the tokenizer
+    pieces: list[bytes]  # the bytes of each id; of a special token, its name; empty for pixels
 
 
 def load(*, name: str, vocab_size: int | None = None, alphabet: str | None = None) -> Tokenizer:
@@ -207,6 +208,7 @@ def _finish(name, pieces: list[bytes], encode: Callable, rule: str, specials=Non
         token_chars=chars,
         token_bytes=sizes,
         fingerprint=digest.hexdigest()[:16],
+        pieces=pieces,
     )
 
 

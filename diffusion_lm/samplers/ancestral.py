@@ -16,7 +16,7 @@ from diffusion_lm.ops.rows import at_rows
 from diffusion_lm.processes import reveal_prob
 from diffusion_lm.samplers import masked
 from diffusion_lm.schedules import grid as time_grid
-from diffusion_lm.types import Objective, Sampler, Samples
+from diffusion_lm.types import Objective, Sampler, Samples, Trace
 
 SERVES = ("masked",)
 
@@ -45,11 +45,19 @@ def make(
     drawing = masked.drawing(temperature=temperature, top_p=top_p)
     time = time_grid(grid, num_steps)
 
-    def start(process, prompt_BL, free_BL):
-        z_BL = jnp.where(free_BL, process.mask, prompt_BL)
-        return (z_BL, jnp.int32(0)), jnp.arange(num_steps, 0, -1)
+    def run(step, process, prompt_BL, free_BL, traced):
+        """Samples by `step`: ((z, calls), i) -> ((z, calls), probabilities of what is drawn)."""
 
-    def sample(params, keys_B, prompt_BL, free_BL, cond=None):
+        def both(carry, i):
+            carry, prob_BL = step(carry, i)
+            return carry, (carry[0], prob_BL) if traced else None
+
+        start_BL = jnp.where(free_BL, process.mask, prompt_BL)
+        steps = jnp.arange(num_steps, 0, -1)
+        carry, seen = jax.lax.scan(both, (start_BL, jnp.int32(0)), steps)
+        return Samples(*carry, trace=Trace(*seen, start_BL) if traced else None)
+
+    def sample(params, keys_B, prompt_BL, free_BL, cond=None, traced=False):
         process, denoiser = objective.process(params), objective.predict(params, cond)
         mask_prob = process.schedule.mask_prob
         keys_when, keys_what = keys.split(keys_B, 2)
@@ -62,19 +70,19 @@ def make(
             hidden_until = jnp.where(i == 1, 0.0, mask_prob(s))
             reveal_BL = free_BL & (z_BL == process.mask) & (u_BL >= hidden_until)
 
-            def run(z_BL):
+            def reveal(z_BL):
                 h = denoiser.trunk(z_BL, masked.time_of_step(process, z_BL, free_BL, t))
                 keys_i = keys.rows_fold(keys_what, i)
                 new = drawing.at(denoiser, h, reveal_BL, keys_i, rows=rows)
-                return jnp.where(reveal_BL, new.token, z_BL)
+                return masked.shown(new, reveal_BL, z_BL)
 
             needed = reveal_BL.any()
-            z_BL = jax.lax.cond(needed, run, lambda z: z, z_BL)
-            return (z_BL, calls + needed * denoiser.calls), None
+            z_BL, prob_BL = jax.lax.cond(needed, reveal, masked.unchanged, z_BL)
+            return (z_BL, calls + needed * denoiser.calls), prob_BL
 
-        return Samples(*jax.lax.scan(step, *start(process, prompt_BL, free_BL))[0])
+        return run(step, process, prompt_BL, free_BL, traced)
 
-    def sample_with_mask(params, keys_B, prompt_BL, free_BL, cond=None):
+    def sample_with_mask(params, keys_B, prompt_BL, free_BL, cond=None, traced=False):
         process, denoiser = objective.process(params), objective.predict(params, cond)
 
         def step(carry, i):
@@ -86,15 +94,17 @@ def make(
 
             def one(args):
                 h, keys_R = args
-                log_mu = drawing.shape(denoiser.head(h))
-                return categorical.draw_or_mask_float32(keys_R, log_mu, reveal)
+                log_p = denoiser.head(h)
+                token_R = categorical.draw_or_mask_float32(keys_R, drawing.shape(log_p), reveal)
+                place_R = jnp.minimum(token_R, process.vocab_size - 1)[:, None]
+                return masked.Drawn(token_R, jnp.take_along_axis(log_p, place_R, axis=1)[:, 0])
 
             keys_BL = keys.places(keys.rows_fold(keys_B, i), z_BL.shape[1])
-            drawn_BL = at_rows(
-                one, open_BL, (h, keys_BL), chunk=masked.chunk(denoiser, h, z_BL.size)
-            )
-            return (jnp.where(open_BL, drawn_BL, z_BL), calls + denoiser.calls), None
+            new = at_rows(one, open_BL, (h, keys_BL), chunk=masked.chunk(denoiser, h, z_BL.size))
+            z_BL, prob_BL = masked.shown(new, open_BL, z_BL)
+            prob_BL = jnp.where(z_BL == process.mask, jnp.nan, prob_BL)
+            return (z_BL, calls + denoiser.calls), prob_BL
 
-        return Samples(*jax.lax.scan(step, *start(process, prompt_BL, free_BL))[0])
+        return run(step, process, prompt_BL, free_BL, traced)
 
     return Sampler(sample if draw == "exact" else sample_with_mask)

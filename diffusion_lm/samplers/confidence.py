@@ -16,7 +16,7 @@ from diffusion_lm import keys, samplers
 from diffusion_lm.ops.certainty import KINDS, certainty
 from diffusion_lm.ops.rows import top
 from diffusion_lm.samplers import masked
-from diffusion_lm.types import Objective, Sampler, Samples
+from diffusion_lm.types import Objective, Sampler, Samples, Trace
 
 SERVES = ("masked",)
 ORDERS = ("random", "drawn", *KINDS)
@@ -43,7 +43,7 @@ def make(
         raise ValueError(f"unknown sampler.order {order!r}; choices: {', '.join(ORDERS)}")
     drawing = masked.drawing(temperature=temperature, top_p=top_p)
 
-    def sample(params, keys_B, prompt_BL, free_BL, cond=None):
+    def sample(params, keys_B, prompt_BL, free_BL, cond=None, traced=False):
         process, denoiser = objective.process(params), objective.predict(params, cond)
         keys_when, keys_what = keys.split(keys_B, 2)
         u_BL = masked.uniforms(keys_when, prompt_BL.shape[1])
@@ -59,20 +59,22 @@ def make(
                 if order == "drawn":
                     new = drawing.at(denoiser, h, open_BL, keys_i, rows=z_BL.size)
                     reveal_BL = top(new.log_prob, open_BL, number_B)
-                    return jnp.where(reveal_BL, new.token, z_BL)
+                    return masked.shown(new, reveal_BL, z_BL)
                 score_BL = u_BL
                 if order != "random":
                     score_BL = masked.measure(denoiser, h, open_BL, partial(certainty, kind=order))
                 reveal_BL = top(score_BL, open_BL, number_B)
                 rows = 2 * z_BL.size // num_steps
                 new = drawing.at(denoiser, h, reveal_BL, keys_i, rows=rows)
-                return jnp.where(reveal_BL, new.token, z_BL)
+                return masked.shown(new, reveal_BL, z_BL)
 
             needed = open_BL.any()
-            z_BL = jax.lax.cond(needed, run, lambda z: z, z_BL)
-            return (z_BL, calls + needed * denoiser.calls), None
+            z_BL, prob_BL = jax.lax.cond(needed, run, masked.unchanged, z_BL)
+            seen = (z_BL, prob_BL) if traced else None
+            return (z_BL, calls + needed * denoiser.calls), seen
 
-        carry = jnp.where(free_BL, process.mask, prompt_BL), jnp.int32(0)
-        return Samples(*jax.lax.scan(step, carry, jnp.arange(num_steps, 0, -1))[0])
+        start_BL, steps = jnp.where(free_BL, process.mask, prompt_BL), jnp.arange(num_steps, 0, -1)
+        carry, seen = jax.lax.scan(step, (start_BL, jnp.int32(0)), steps)
+        return Samples(*carry, trace=Trace(*seen, start_BL) if traced else None)
 
     return Sampler(sample)

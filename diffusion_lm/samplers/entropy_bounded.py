@@ -37,7 +37,7 @@ def make(
         raise ValueError(f"unknown sampler.order {order!r}; choices: {', '.join(KINDS)}")
     drawing = masked.drawing(temperature=temperature, top_p=top_p)
 
-    def sample(params, keys_B, prompt_BL, free_BL, cond=None):
+    def sample(params, keys_B, prompt_BL, free_BL, cond=None, traced=False):
         process, denoiser = objective.process(params), objective.predict(params, cond)
 
         def waiting(z_BL):
@@ -47,7 +47,7 @@ def make(
             return certainty(log_p, order), -certainty(log_p, "entropy")
 
         def step(carry):
-            z_BL, calls = carry
+            z_BL, calls, step_BL, prob_BL = carry
             open_BL = waiting(z_BL)
             h = denoiser.trunk(z_BL, masked.time_at(process, z_BL))
             sure_BL, entropy_BL = masked.measure(denoiser, h, open_BL, of)
@@ -62,9 +62,15 @@ def make(
             reveal_BL = top(sure_BL, open_BL, number_B)
             keys_i = keys.rows_fold(keys_B, calls)
             new = drawing.at(denoiser, h, reveal_BL, keys_i, rows=z_BL.shape[0])
-            return jnp.where(reveal_BL, new.token, z_BL), calls + denoiser.calls
+            step_BL = jnp.where(reveal_BL, calls // denoiser.calls, step_BL)
+            prob_BL = jnp.where(reveal_BL, jnp.exp(new.log_prob), prob_BL)
+            z_BL = jnp.where(reveal_BL, new.token, z_BL)
+            return z_BL, calls + denoiser.calls, step_BL, prob_BL
 
-        carry = jnp.where(free_BL, process.mask, prompt_BL), jnp.int32(0)
-        return Samples(*jax.lax.while_loop(lambda c: waiting(c[0]).any(), step, carry))
+        start_BL = jnp.where(free_BL, process.mask, prompt_BL)
+        carry = start_BL, jnp.int32(0), jnp.full(start_BL.shape, -1), jnp.zeros(start_BL.shape)
+        z_BL, calls, *when = jax.lax.while_loop(lambda c: waiting(c[0]).any(), step, carry)
+        trace = masked.trace_of(start_BL, z_BL, *when) if traced else None
+        return Samples(z_BL, calls, trace=trace)
 
     return Sampler(sample)

@@ -22,7 +22,7 @@ from diffusion_lm.ops.rows import at_rows
 from diffusion_lm.samplers import masked
 from diffusion_lm.schedules import grid as time_grid
 from diffusion_lm.schedules import time_of
-from diffusion_lm.types import Objective, Sampler, Samples
+from diffusion_lm.types import Objective, Sampler, Samples, Trace
 
 SERVES = ("energy",)
 ORDERS = ("ancestral", "first_hitting")
@@ -58,7 +58,7 @@ def make(
         raise ValueError(f"unknown sampler.order {order!r}; choices: {', '.join(ORDERS)}")
     time = time_grid(grid, num_steps)
 
-    def sample(params, keys_B, prompt_BL, free_BL, cond=None):
+    def sample(params, keys_B, prompt_BL, free_BL, cond=None, traced=False):
         process, denoiser = objective.process(params), objective.predict(params, cond)
         schedule, (size, length) = process.schedule, prompt_BL.shape
         keys_when, keys_what = keys.split(keys_B, 2)
@@ -79,7 +79,7 @@ def make(
 
         def pick(z_BL, h, t_B, keys_B, where_BL, number, weigh_B):
             """One of `number` candidates a row, by its energy where `weigh_B`, else the first:
-            tokens at `where_BL` int32[B, L] and the effective sample size f32[B]."""
+            what is drawn at `where_BL`, and the effective sample size f32[B]."""
 
             def one(args):
                 h, keys_R = args
@@ -91,7 +91,7 @@ def make(
             args = h, keys.places(keys_x, length)
             draw_BLK, log_mu_BLK = at_rows(one, where_BL, args, chunk=chunk)
             if number == 1:
-                return draw_BLK[..., 0], jnp.full(size, jnp.nan)
+                return masked.Drawn(draw_BLK[..., 0], log_mu_BLK[..., 0]), jnp.full(size, jnp.nan)
 
             def log_weight(args):
                 x_BL, log_mu_B = args
@@ -102,8 +102,11 @@ def make(
             log_w_BK = jax.lax.map(log_weight, each, batch_size=at_once or number).T
             which_B = jnp.where(weigh_B, categorical.draw(keys_which, log_w_BK), 0)
             effective_B = 1 / (jax.nn.softmax(log_w_BK) ** 2).sum(1)
-            chosen_BL = jnp.take_along_axis(draw_BLK, which_B[:, None, None], axis=2)[..., 0]
-            return chosen_BL, jnp.where(weigh_B, effective_B, jnp.nan)
+            new = jax.tree.map(
+                lambda a: jnp.take_along_axis(a, which_B[:, None, None], axis=2)[..., 0],
+                masked.Drawn(draw_BLK, log_mu_BLK),
+            )
+            return new, jnp.where(weigh_B, effective_B, jnp.nan)
 
         def step(carry, i):
             z_BL, calls = carry
@@ -116,21 +119,25 @@ def make(
                 h = denoiser.trunk(z_BL, told_B)
                 where_BL = reveal_BL if number == 1 else hidden_BL
                 keys_i = keys.rows_fold(keys_what, i)
-                x_BL, effective_B = pick(z_BL, h, told_B, keys_i, where_BL, number, weigh_B)
-                return jnp.where(reveal_BL, x_BL, z_BL), effective_B
+                new, effective_B = pick(z_BL, h, told_B, keys_i, where_BL, number, weigh_B)
+                return *masked.shown(new, reveal_BL, z_BL), effective_B
 
-            ways = [lambda z_BL: (z_BL, jnp.full(size, jnp.nan)), partial(run, 1)]
+            def rest(z_BL):
+                return *masked.unchanged(z_BL), jnp.full(size, jnp.nan)
+
+            ways = [rest, partial(run, 1)]
             costs = [0, denoiser.calls]
             if candidates > 1:
                 ways.append(partial(run, candidates))
                 costs.append(denoiser.calls + candidates)
             way = jnp.minimum(reveal_BL.any().astype(int) + weigh_B.any(), len(ways) - 1)
-            z_BL, effective_B = jax.lax.switch(way, ways, z_BL)
-            return (z_BL, calls + jnp.array(costs)[way]), effective_B
+            z_BL, prob_BL, effective_B = jax.lax.switch(way, ways, z_BL)
+            seen = (z_BL, prob_BL) if traced else None
+            return (z_BL, calls + jnp.array(costs)[way]), (effective_B, seen)
 
         steps = jnp.arange(num_steps if order == "ancestral" else length, 0, -1)
-        z_BL = jnp.where(free_BL, process.mask, prompt_BL)
-        (z_BL, calls), effective = jax.lax.scan(step, (z_BL, jnp.int32(0)), steps)
-        return Samples(z_BL, calls, effective)
+        start_BL = jnp.where(free_BL, process.mask, prompt_BL)
+        carry, (effective, seen) = jax.lax.scan(step, (start_BL, jnp.int32(0)), steps)
+        return Samples(*carry, effective, trace=Trace(*seen, start_BL) if traced else None)
 
     return Sampler(sample)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from diffusion_lm.ops import categorical
 from diffusion_lm.ops.rows import at_rows
 from diffusion_lm.schedules import time_of
-from diffusion_lm.types import Array, Denoiser, Process
+from diffusion_lm.types import Array, Denoiser, Process, Trace
 
 MOST_ENTRIES = 2**26  # of log-probabilities held at once
 
@@ -31,8 +31,11 @@ class Draw(NamedTuple):
     def shape(self, log_probs: Array) -> Array:
         return categorical.shape(log_probs, temperature=self.temperature, top_p=self.top_p)
 
-    def at(self, denoiser: Denoiser, h, where_BL: Array, keys_B: Array, *, rows: int) -> Drawn:
-        """Runs the head and draws at the positions `where_BL` only, about `rows` at a time.
+    def at(
+        self, denoiser: Denoiser, h, where_BL: Array, keys_B: Array, *, rows: int, shape=None
+    ) -> Drawn:
+        """Runs the head and draws at the positions `where_BL` only, about `rows` at a time, from
+        what `shape` (if None, this one's) makes of a prediction.
 
         The noise of a position is a function of its row's key and its place.
         """
@@ -41,12 +44,35 @@ class Draw(NamedTuple):
             h, keys_R, place_R = args
             log_p = denoiser.head(h)
             keys_R = jax.vmap(jax.random.fold_in)(keys_R, place_R)
-            token_R = categorical.draw(keys_R, self.shape(log_p))
+            token_R = categorical.draw(keys_R, (shape or self.shape)(log_p))
             return Drawn(token_R, jnp.take_along_axis(log_p, token_R[:, None], axis=1)[:, 0])
 
         keys_BL = jnp.broadcast_to(keys_B[:, None], where_BL.shape)
         place_BL = jnp.broadcast_to(jnp.arange(where_BL.shape[1]), where_BL.shape)
         return at_rows(one, where_BL, (h, keys_BL, place_BL), chunk=chunk(denoiser, h, rows))
+
+
+def shown(new: Drawn, where_BL: Array, z_BL: Array) -> tuple[Array, Array]:
+    """z with what was drawn at `where_BL`; and the probability of that, NaN elsewhere."""
+    return (
+        jnp.where(where_BL, new.token, z_BL),
+        jnp.where(where_BL, jnp.exp(new.log_prob), jnp.nan),
+    )
+
+
+def unchanged(z_BL: Array) -> tuple[Array, Array]:
+    """What `shown` is of a step that draws nothing."""
+    return z_BL, jnp.full(z_BL.shape, jnp.nan)
+
+
+def trace_of(start_BL: Array, tokens_BL: Array, step_BL: Array, prob_BL: Array) -> Trace:
+    """The Trace of at most L steps, counted from 0, each position drawn once, in `step_BL`."""
+    number_TBL = jnp.arange(start_BL.shape[1])[:, None, None]
+    return Trace(
+        jnp.where(number_TBL < step_BL, start_BL, tokens_BL),
+        jnp.where(number_TBL == step_BL, prob_BL, jnp.nan),
+        start_BL,
+    )
 
 
 def measure(denoiser: Denoiser, h, where_BL: Array, of: Callable[[Array], Any]) -> Any:

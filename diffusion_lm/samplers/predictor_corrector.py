@@ -13,7 +13,7 @@ from diffusion_lm import keys, samplers
 from diffusion_lm.processes import reveal_prob
 from diffusion_lm.samplers import masked
 from diffusion_lm.schedules import grid as time_grid
-from diffusion_lm.types import Objective, Sampler, Samples
+from diffusion_lm.types import Objective, Sampler, Samples, Trace
 
 SERVES = ("masked",)
 
@@ -36,7 +36,7 @@ def make(
     drawing = masked.drawing(temperature=temperature, top_p=top_p)
     time = time_grid(grid, num_steps)
 
-    def sample(params, keys_B, prompt_BL, free_BL, cond=None):
+    def sample(params, keys_B, prompt_BL, free_BL, cond=None, traced=False):
         process, denoiser = objective.process(params), objective.predict(params, cond)
         schedule, length = process.schedule, prompt_BL.shape[1]
 
@@ -59,14 +59,16 @@ def make(
                 h = denoiser.trunk(z_BL, masked.time_of_step(process, z_BL, free_BL, t))
                 rows = 2 * z_BL.size // num_steps
                 new = drawing.at(denoiser, h, reveal_BL, keys_what, rows=rows)
-                return jnp.where(reveal_BL, new.token, z_BL)
+                return masked.shown(new, reveal_BL, z_BL)
 
             needed = reveal_BL.any()
-            z_BL = jax.lax.cond(needed, run, lambda z: z, z_BL)
-            return (z_BL, calls + needed * denoiser.calls), None
+            z_BL, prob_BL = jax.lax.cond(needed, run, masked.unchanged, z_BL)
+            seen = (z_BL, prob_BL) if traced else None
+            return (z_BL, calls + needed * denoiser.calls), seen
 
-        carry = jnp.where(free_BL, process.mask, prompt_BL), jnp.int32(0)
+        start_BL = jnp.where(free_BL, process.mask, prompt_BL)
         steps = jnp.arange(1 + (num_steps - 1) * (1 + corrector_steps))
-        return Samples(*jax.lax.scan(step, carry, steps)[0])
+        carry, seen = jax.lax.scan(step, (start_BL, jnp.int32(0)), steps)
+        return Samples(*carry, trace=Trace(*seen, start_BL) if traced else None)
 
     return Sampler(sample)

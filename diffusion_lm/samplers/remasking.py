@@ -18,7 +18,7 @@ from diffusion_lm import keys, samplers
 from diffusion_lm.processes import reveal_prob
 from diffusion_lm.samplers import masked
 from diffusion_lm.schedules import grid as time_grid
-from diffusion_lm.types import Objective, Sampler, Samples
+from diffusion_lm.types import Objective, Sampler, Samples, Trace
 
 SERVES = ("masked",)
 STRATEGIES = ("cap", "rescale", "confidence")
@@ -44,7 +44,7 @@ def make(
     drawing = masked.drawing(temperature=temperature, top_p=top_p)
     time = time_grid(grid, num_steps)
 
-    def sample(params, keys_B, prompt_BL, free_BL, cond=None):
+    def sample(params, keys_B, prompt_BL, free_BL, cond=None, traced=False):
         process, denoiser = objective.process(params), objective.predict(params, cond)
         schedule, length = process.schedule, prompt_BL.shape[1]
 
@@ -79,11 +79,12 @@ def make(
             needed = reveal_BL.any()
             z_BL, prob_BL = jax.lax.cond(needed, run, lambda *a: a, z_BL, prob_BL)
             z_BL = jnp.where(hide_BL, process.mask, z_BL)
-            return (z_BL, prob_BL, calls + needed * denoiser.calls), None
+            seen = (z_BL, jnp.where(reveal_BL, prob_BL, jnp.nan)) if traced else None
+            return (z_BL, prob_BL, calls + needed * denoiser.calls), seen
 
-        z_BL = jnp.where(free_BL, process.mask, prompt_BL)
-        carry = z_BL, jnp.zeros(z_BL.shape), jnp.int32(0)
-        (z_BL, _, calls), _ = jax.lax.scan(step, carry, jnp.arange(num_steps, 0, -1))
-        return Samples(z_BL, calls)
+        start_BL = jnp.where(free_BL, process.mask, prompt_BL)
+        carry = start_BL, jnp.zeros(start_BL.shape), jnp.int32(0)
+        (z_BL, _, calls), seen = jax.lax.scan(step, carry, jnp.arange(num_steps, 0, -1))
+        return Samples(z_BL, calls, trace=Trace(*seen, start_BL) if traced else None)
 
     return Sampler(sample)

@@ -24,7 +24,7 @@ from diffusion_lm import keys, samplers
 from diffusion_lm.ops.rows import at_rows, top
 from diffusion_lm.samplers import masked
 from diffusion_lm.schedules import time_of
-from diffusion_lm.types import Objective, Sampler, Samples
+from diffusion_lm.types import Objective, Sampler, Samples, Trace
 
 SERVES = ("masked", "multinomial")
 RATES = ("cosine", "linear")
@@ -53,7 +53,7 @@ def make(
         raise ValueError(f"sampler.score_noise must be 0 or more, got {score_noise}")
     drawing = masked.drawing(temperature=temperature, top_p=top_p)
 
-    def sample(params, keys_B, prompt_BL, free_BL, cond=None):
+    def sample(params, keys_B, prompt_BL, free_BL, cond=None, traced=False):
         process, denoiser = objective.process(params), objective.predict(params, cond)
         number_B, length = free_BL.sum(1), prompt_BL.shape[1]
 
@@ -92,12 +92,15 @@ def make(
             back_B = jnp.where(i == num_steps, 0, jnp.floor(number_B * share + 1e-3)).astype(int)
             again_BL = top(-ranked_BL, free_BL, back_B)
             z_BL = jnp.where(again_BL, process.prior(keys_noise, length), z_BL)
-            return (z_BL, again_BL, score_BL, calls + needed * denoiser.calls), None
+            kept_BL = noisy_BL & ~again_BL
+            seen = (z_BL, jnp.where(kept_BL, jnp.exp(score_BL), jnp.nan)) if traced else None
+            return (z_BL, again_BL, score_BL, calls + needed * denoiser.calls), seen
 
-        start_BL = process.prior(keys.rows_fold(keys_B, 0), length)
-        z_BL = jnp.where(free_BL, start_BL, prompt_BL)
-        carry = z_BL, free_BL, jnp.zeros(z_BL.shape), jnp.int32(0)
-        (z_BL, _, score_BL, calls), _ = jax.lax.scan(step, carry, jnp.arange(1, num_steps + 1))
-        return Samples(z_BL, calls, score=score_BL.sum(1))  # 0 where nothing was free
+        noise_BL = process.prior(keys.rows_fold(keys_B, 0), length)
+        start_BL = jnp.where(free_BL, noise_BL, prompt_BL)
+        carry = start_BL, free_BL, jnp.zeros(start_BL.shape), jnp.int32(0)
+        (z_BL, _, score_BL, calls), seen = jax.lax.scan(step, carry, jnp.arange(1, num_steps + 1))
+        trace = Trace(*seen, start_BL) if traced else None
+        return Samples(z_BL, calls, score=score_BL.sum(1), trace=trace)  # 0 where nothing was free
 
     return Sampler(sample)

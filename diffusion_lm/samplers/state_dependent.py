@@ -9,16 +9,13 @@ To be masked for long says something about a token. So a position that is to sta
 left masked, as elsewhere: it is drawn like all others, and forgotten at the end.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from diffusion_lm import keys, samplers
-from diffusion_lm.ops import categorical
 from diffusion_lm.samplers import masked
 from diffusion_lm.schedules import grid as time_grid
-from diffusion_lm.types import Objective, Sampler, Samples
+from diffusion_lm.types import Objective, Sampler, Samples, Trace
 
 SERVES = ("state_dependent",)
 
@@ -34,13 +31,15 @@ def make(
     """Samples in `num_steps` steps; the last, to t = 0, reveals all that is left."""
     samplers.check("state_dependent", objective)
     masked.steps_option(num_steps)
-    categorical.check(temperature=temperature, top_p=top_p)
-    exactly = masked.drawing(temperature=1.0, top_p=1.0)
+    drawing = masked.drawing(temperature=temperature, top_p=top_p)
     time = time_grid(grid, num_steps)
 
-    def sample(params, keys_B, prompt_BL, free_BL, cond=None):
+    def sample(params, keys_B, prompt_BL, free_BL, cond=None, traced=False):
         process, denoiser = objective.process(params), objective.predict(params, cond)
         mask_prob = process.schedule.mask_prob
+
+        def told(z_BL, prob_BL):
+            return jnp.where(free_BL, z_BL, prompt_BL), jnp.where(free_BL, prob_BL, jnp.nan)
 
         def step(carry, i):  # i = num_steps .. 1, from t(i) to s = t(i - 1)
             z_BL, calls = carry
@@ -52,29 +51,27 @@ def make(
             open_BL = z_BL == process.mask
             keys_whether, keys_what = keys.split(keys.rows_fold(keys_B, i), 2)
 
-            def head(h):  # log r_v mu_v, whose exponentials sum to the probability to be revealed
-                log_mu = denoiser.head(h)
-                log_mu = categorical.shape(log_mu, temperature=temperature, top_p=top_p)
-                return log_mu + jnp.log(shown_V)
+            def tilted(log_p):  # log r_v mu_v; their exponentials sum to P(revealed)
+                return drawing.shape(log_p) + jnp.log(shown_V)
 
             def run(z_BL):
                 h = denoiser.trunk(z_BL, jnp.full(z_BL.shape[:1], t))
-                tilted = denoiser._replace(head=head)
                 log_total_BL = masked.measure(
-                    tilted, h, open_BL, partial(jax.nn.logsumexp, axis=-1)
+                    denoiser, h, open_BL, lambda log_p: jax.nn.logsumexp(tilted(log_p), axis=-1)
                 )
                 u_BL = masked.uniforms(keys_whether, z_BL.shape[1])
                 reveal_BL = open_BL & ((u_BL < jnp.exp(log_total_BL)) | (i == 1))
                 rows = 2 * z_BL.size // num_steps
-                new = exactly.at(tilted, h, reveal_BL, keys_what, rows=rows)
-                return jnp.where(reveal_BL, new.token, z_BL)
+                new = drawing.at(denoiser, h, reveal_BL, keys_what, rows=rows, shape=tilted)
+                return masked.shown(new, reveal_BL, z_BL)
 
             needed = open_BL.any()
-            z_BL = jax.lax.cond(needed, run, lambda z: z, z_BL)
-            return (z_BL, calls + needed * denoiser.calls), None
+            z_BL, prob_BL = jax.lax.cond(needed, run, masked.unchanged, z_BL)
+            return (z_BL, calls + needed * denoiser.calls), told(z_BL, prob_BL) if traced else None
 
-        carry = jnp.where(free_BL, process.mask, prompt_BL), jnp.int32(0)
-        (z_BL, calls), _ = jax.lax.scan(step, carry, jnp.arange(num_steps, 0, -1))
-        return Samples(jnp.where(free_BL, z_BL, prompt_BL), calls)
+        start_BL, steps = jnp.where(free_BL, process.mask, prompt_BL), jnp.arange(num_steps, 0, -1)
+        (z_BL, calls), seen = jax.lax.scan(step, (start_BL, jnp.int32(0)), steps)
+        trace = Trace(*seen, start_BL) if traced else None
+        return Samples(jnp.where(free_BL, z_BL, prompt_BL), calls, trace=trace)
 
     return Sampler(sample)

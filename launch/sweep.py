@@ -123,7 +123,7 @@ def table(rows: list[dict]) -> str:
     fields = [field.removeprefix("config.") for field in rows[0]["fields"]]
     name = next((row["bits"] for row in rows if row["bits"]), "bits").replace("_", " ")
     lines = [" | ".join([*fields, name, "runs", "step"])]
-    lines.append("|".join(["---"] * (len(fields) + 3)))
+    lines.append(" | ".join(["---"] * (len(fields) + 3)))
     for row in rows:
         value = "none" if row["mean"] is None else f"{row['mean']:.4f}"
         if row["standard_error"] is not None:

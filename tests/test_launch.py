@@ -21,7 +21,8 @@ from diffusion_lm import checkpoint, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
-LONG = {"train.steps": 100000, "train.eval_every": 100000}
+SMALL = {"network.layers": 1, "train.num_samples": 0, "train.eval_every": 100000}
+FOR_EVER = {"train.steps": 100000, "optimizer.decay": "constant"}  # the same program at any number
 
 
 def latest(workdir):
@@ -120,42 +121,53 @@ def test_the_manifest_starts_the_program():
 # processes of one machine
 
 
-def killed_at(number, processes, *argv):
-    """Kills a process of a job, the first one of a single one, after a step; returns the launcher's
-    exit code once all have ended."""
-    (workdir,) = (pathlib.Path(a.partition("=")[2]) for a in argv if a.startswith("--workdir"))
+def local(number, *argv, until=None, then=None):
+    """(exit code, output) of a job of `number` processes; once it has printed a line that starts
+    with `until`, then(job) is called."""
     job = subprocess.Popen(
-        [str(ROOT / "launch/local.sh"), str(processes), *argv],
+        [str(ROOT / "launch/local.sh"), str(number), *argv],
         env=environment(ROOT),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-    for line in job.stdout:
-        if line.startswith(f"step {number}/"):
-            children = subprocess.check_output(["pgrep", "-P", str(job.pid)], text=True).split()
-            first = json.loads((workdir / ".lock").read_text())["pid"]
-            assert len(children) == processes
-            (victim,) = {int(child) for child in children} - ({first} if processes > 1 else set())
-            os.kill(victim, signal.SIGKILL)
-            break
-    job.stdout.read()  # until the last process that could write is gone
-    return job.wait(60)
+    out = ""
+    for line in job.stdout:  # until the last process that can write is gone
+        out += line
+        if until and line.startswith(until):
+            then(job)
+            until = None
+    return job.wait(60), out
 
 
 def test_a_killed_process_ends_the_job_and_any_number_goes_on(tmp_path, text_file):
-    """Two processes, one killed; one process, killed; two to the end: the run of one process."""
-    changes = {"train.steps": 40, "train.eval_every": 40}
-    path = write_config(tmp_path, text_file, **changes)
-    undisturbed = [f"--config={path}", f"--workdir={tmp_path / 'undisturbed'}"]
-    assert launch("local.sh", "1", *undisturbed, env=environment(ROOT)).returncode == 0
+    """Two processes, one killed; one process, Ctrl-C; two to the end: the run of one process."""
+    path = write_config(tmp_path, text_file, evaluators={}, **SMALL, **{"train.steps": 40})
     argv = [f"--config={path}", f"--workdir={tmp_path / 'run'}"]
-    assert killed_at(5, 2, *argv) == 128 + signal.SIGKILL
-    first = latest(tmp_path / "run")
-    assert killed_at(first + 7, 1, *argv) == 128 + signal.SIGKILL
-    assert first < latest(tmp_path / "run") < 40
-    out = launch("local.sh", "2", *argv, env=environment(ROOT))
-    assert out.returncode == 0, out.stderr
+
+    def kill_the_second(job):
+        children = subprocess.check_output(["pgrep", "-P", str(job.pid)], text=True).split()
+        first = json.loads((tmp_path / "run/.lock").read_text())["pid"]
+        (second,) = {int(child) for child in children} - {first}
+        os.kill(second, signal.SIGKILL)
+
+    code, _ = local(2, *argv, until="step 5/", then=kill_the_second)
+    killed = latest(tmp_path / "run")
+    assert code == 128 + signal.SIGKILL and 0 < killed < 40
+    code, out = local(
+        1,
+        *argv,
+        until=f"step {killed + 3}/",
+        then=lambda job: os.killpg(job.pid, signal.SIGINT),  # as a terminal does
+    )
+    stopped = latest(tmp_path / "run")
+    assert code == 130 and killed + 3 <= stopped < 40
+    assert f"going on from step {killed}" in out and f"stopped at step {stopped}, saved" in out
+    code, out = local(2, *argv)
+    assert code == 0 and f"going on from step {stopped}" in out
+    undisturbed = [f"--config={path}", f"--workdir={tmp_path / 'undisturbed'}"]
+    assert local(1, *undisturbed)[0] == 0
     one, two = (state_of(path, tmp_path / name) for name in ("undisturbed", "run"))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
@@ -183,7 +195,7 @@ def slurm(folder, *argv, state="RUNNING", **more):
 
 
 def test_slurm_saves_before_the_time_limit_and_goes_on(tmp_path, text_file):
-    path = write_config(tmp_path, text_file, **LONG)
+    path = write_config(tmp_path, text_file, evaluators={}, **SMALL, **FOR_EVER)
     workdir, job = tmp_path / "run", job_id()
     argv = [f"--config={path}", f"--workdir={workdir}"]
     out = slurm(tmp_path, *argv, SLURM_JOB_ID=job, STOP_AT="step 5/")
@@ -257,7 +269,7 @@ def calls(cloud):
 
 def test_a_preempted_tpu_is_made_again_and_trains(cloud, tmp_path, text_file):
     """From the queued resource to the last step, on two hosts with a bucket between them."""
-    path = write_config(tmp_path, text_file)
+    path = write_config(tmp_path, text_file, evaluators={}, **SMALL)
     (cloud / "states").write_text("PREEMPTED")
     argv = [*KIND, "--interval=0.3", "--bucket=bucket", "--"]
     argv += [f"--config={path}", "--workdir=../bucket/run", "--config.seed=7"]
@@ -342,9 +354,9 @@ def sweep(config_file, workdir, *argv):
 
 
 def test_a_sweep_goes_on_past_a_failure(tmp_path, text_file, capsys, monkeypatch):
-    path = write_config(tmp_path, text_file)
+    path = write_config(tmp_path, text_file, **SMALL)
     argv = [path, tmp_path / "sweep", "--over", "config.optimizer.learning_rate=1e-2,1e-2,-1"]
-    argv += ["--over", "config.seed=0,1,0", "--together", "--config.train.num_samples=0"]
+    argv += ["--over", "config.seed=0,1,0", "--together"]
     assert sweep(*argv, "--jobs=2") == 1
     out, err = capsys.readouterr()
     assert err.count("failed with code 2") == 1 and "optimizer.learning_rate=-1,seed=0" in err
@@ -359,20 +371,20 @@ def test_a_sweep_goes_on_past_a_failure(tmp_path, text_file, capsys, monkeypatch
     np.testing.assert_allclose(best["standard_error"], abs(found[0] - found[1]) / 2, rtol=1e-6)
     assert out.splitlines()[-4:] == [
         "| optimizer.learning_rate | bits per char | runs | step |",
-        "| ---|---|---|--- |",
+        "| --- | --- | --- | --- |",
         f"| 1e-2 | {best['mean']:.4f} ± {best['standard_error']:.4f} | 2 | 4 |",
         "| -1 | none | 0 |  |",
     ]
     before = (tmp_path / "sweep/optimizer.learning_rate=1e-2,seed=0/metrics.jsonl").read_text()
     again = ["--over=config.optimizer.learning_rate=1e-2", "--over=config.seed=0"]
-    assert sweep(*argv[:2], *again, "--config.train.num_samples=0") == 0
+    assert sweep(*argv[:2], *again) == 0
     log = tmp_path / "sweep/optimizer.learning_rate=1e-2,seed=0"
     assert (log / "metrics.jsonl").read_text() == before
     assert "is finished" in (log / "log.txt").read_text()
 
 
 def test_a_sweep_passes_ctrl_c_on(tmp_path, text_file):
-    path = write_config(tmp_path, text_file, **LONG)
+    path = write_config(tmp_path, text_file, evaluators={}, **SMALL, **FOR_EVER)
     command = [sys.executable, "launch/sweep.py", f"--config={path}", f"--workdir={tmp_path}"]
     process = subprocess.Popen(
         [*command, "--over=config.seed=0,1"], cwd=ROOT, env=environment(tmp_path)

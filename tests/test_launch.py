@@ -21,8 +21,8 @@ from diffusion_lm import checkpoint, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
-SMALL = {"network.layers": 1, "train.num_samples": 0, "train.eval_every": 100000}
-FOR_EVER = {"train.steps": 100000, "optimizer.decay": "constant"}  # the same program at any number
+# a job of two processes takes 20 s of a core, nearly all of it to compile
+SMALL = {"network.layers": 1, "train.ema": 0.0, "train.num_samples": 0, "train.eval_every": 100000}
 
 
 def latest(workdir):
@@ -142,7 +142,8 @@ def local(number, *argv, until=None, then=None):
 
 
 def test_a_killed_process_ends_the_job_and_any_number_goes_on(tmp_path, text_file):
-    """Two processes, one killed; one process, Ctrl-C; two to the end: the run of one process."""
+    """Two processes, one killed; one process, Ctrl-C; two to the end, now under SLURM: the run of
+    one process."""
     path = write_config(tmp_path, text_file, evaluators={}, **SMALL, **{"train.steps": 40})
     argv = [f"--config={path}", f"--workdir={tmp_path / 'run'}"]
 
@@ -164,8 +165,10 @@ def test_a_killed_process_ends_the_job_and_any_number_goes_on(tmp_path, text_fil
     stopped = latest(tmp_path / "run")
     assert code == 130 and killed + 3 <= stopped < 40
     assert f"going on from step {killed}" in out and f"stopped at step {stopped}, saved" in out
-    code, out = local(2, *argv)
-    assert code == 0 and f"going on from step {stopped}" in out
+    last = slurm(tmp_path, *argv, SLURM_JOB_ID=job_id())
+    assert last.returncode == 0, last.stderr
+    assert f"going on from step {stopped}" in last.stdout
+    assert not (tmp_path / "scontrol.txt").exists()
     undisturbed = [f"--config={path}", f"--workdir={tmp_path / 'undisturbed'}"]
     assert local(1, *undisturbed)[0] == 0
     one, two = (state_of(path, tmp_path / name) for name in ("undisturbed", "run"))
@@ -194,20 +197,15 @@ def slurm(folder, *argv, state="RUNNING", **more):
     return launch("slurm.sh", *argv, env=environment(folder, **more))
 
 
-def test_slurm_saves_before_the_time_limit_and_goes_on(tmp_path, text_file):
-    path = write_config(tmp_path, text_file, evaluators={}, **SMALL, **FOR_EVER)
-    workdir, job = tmp_path / "run", job_id()
-    argv = [f"--config={path}", f"--workdir={workdir}"]
+def test_slurm_saves_before_the_time_limit_and_queues_again(tmp_path, text_file):
+    changes = SMALL | {"train.steps": 100000}
+    path = write_config(tmp_path, text_file, evaluators={}, **changes)
+    argv, job = [f"--config={path}", f"--workdir={tmp_path / 'run'}"], job_id()
     out = slurm(tmp_path, *argv, SLURM_JOB_ID=job, STOP_AT="step 5/")
     assert out.returncode == 143, out.stderr
-    stopped = latest(workdir)
-    assert "'data': 4" in out.stdout and f"stopped at step {stopped}" in out.stdout
+    stopped = latest(tmp_path / "run")
+    assert "'data': 4" in out.stdout and f"stopped at step {stopped}, saved" in out.stdout
     assert stopped % train.Stop.EVERY == 0
-    assert (tmp_path / "scontrol.txt").read_text() == f"requeue {job}\n"
-    argv += [f"--config.train.steps={stopped + 1}"]
-    out = slurm(tmp_path, *argv, SLURM_JOB_ID=job)
-    assert out.returncode == 0, out.stderr
-    assert f"going on from step {stopped}" in out.stdout and latest(workdir) == stopped + 1
     assert (tmp_path / "scontrol.txt").read_text() == f"requeue {job}\n"
 
 
@@ -383,20 +381,32 @@ def test_a_sweep_goes_on_past_a_failure(tmp_path, text_file, capsys, monkeypatch
     assert "is finished" in (log / "log.txt").read_text()
 
 
-def test_a_sweep_passes_ctrl_c_on(tmp_path, text_file):
-    path = write_config(tmp_path, text_file, evaluators={}, **SMALL, **FOR_EVER)
-    command = [sys.executable, "launch/sweep.py", f"--config={path}", f"--workdir={tmp_path}"]
-    process = subprocess.Popen(
-        [*command, "--over=config.seed=0,1"], cwd=ROOT, env=environment(tmp_path)
+def test_a_sweep_passes_ctrl_c_on(tmp_path):
+    """Once, though a terminal sends it to all; what has not begun does not begin."""
+    put(
+        tmp_path,
+        "trap",
+        f"trap 'echo got >> {tmp_path}/got; exit 130' INT\ntouch {tmp_path}/ready.$$\n"
+        "while true; do sleep 0.1; done",
     )
-    log = tmp_path / "seed=0/log.txt"
-    end = time.time() + 200
-    while not (log.exists() and "step 5/" in log.read_text()) and time.time() < end:
+    code = (
+        f"import pathlib, sys; sys.path.insert(0, 'launch'); import sweep; w = {str(tmp_path)!r}\n"
+        "print(sweep.train({pathlib.Path(w, n): [w + '/trap'] for n in 'abc'}, 2))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.time() + 60
+    while len(list(tmp_path.glob("ready.*"))) < 2 and time.time() < end:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(100) == 130
-    assert f"stopped at step {latest(tmp_path / 'seed=0')}, saved" in log.read_text()
-    assert not (tmp_path / "seed=1").exists()
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert out.count("ended with code 130") == 2 and out.splitlines()[-1].endswith("}, 2)")
+    assert (tmp_path / "got").read_text() == "got\n" * 2 and not (tmp_path / "c").exists()
 
 
 def test_points_of_a_sweep(tmp_path, capsys):

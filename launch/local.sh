@@ -10,15 +10,18 @@ number=$1
 shift
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export JAX_COORDINATOR_ADDRESS="127.0.0.1:$port" JAX_NUM_PROCESSES="$number"
+set -m # groups of their own, or Ctrl-C would reach them twice, and the second ends at once
 pids=()
-stop() { # every process saves at the same step and exits by itself
+stop() { # SIGNAL CODE: every process saves at the same step and exits by itself
   trap - EXIT
-  kill -TERM "${pids[@]}" 2>/dev/null || true
+  kill "-$1" "${pids[@]}" 2>/dev/null || true
   wait
-  exit 143
+  exit "$2"
 }
-trap stop TERM INT
-trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
+trap 'stop INT 130' INT
+trap 'stop TERM 143' TERM
+# without the one that failed they can do nothing, and some would take JAX's 100 s to notice
+trap 'kill -KILL "${pids[@]}" 2>/dev/null || true; wait' EXIT
 for ((id = 0; id < number; id++)); do
   JAX_PROCESS_ID=$id python -m diffusion_lm.main "$@" &
   pids+=("$!")

@@ -1,6 +1,7 @@
 """Attention by the fused kernel that the platform has, else as XLA makes it."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +15,59 @@ BLOCK = 512  # positions of queries and of keys that its kernel holds at a time
 
 
 def attention(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
-    """softmax(q k^T / sqrt(K)) v over whole sequences, in float32 inside: f[B, L, H, K] each.
+    """softmax(q k^T / sqrt(K)) v over whole sequences, softmax in float32: f[B, L, H, K] each.
 
     On TPUs splash attention, on GPUs cuDNN's for 16-bit types; neither holds [B, H, L, L].
     """
-    plain = jax.nn.dot_product_attention
     if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        return plain(q, k, v, is_causal=causal, implementation="cudnn")
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     if q.shape[1] % LANES or q.shape != k.shape:
-        return plain(q, k, v, is_causal=causal)
+        return plain(q, k, v, causal=causal)
     return jax.lax.platform_dependent(
-        q,
-        k,
-        v,
-        tpu=lambda *qkv: _splash(*qkv, causal=causal),
-        default=lambda *qkv: plain(*qkv, is_causal=causal),
+        q, k, v, tpu=partial(_splash, causal=causal), default=partial(plain, causal=causal)
     )
+
+
+def plain(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
+    """The same in products of matrices. On CPUs more than twice as fast, with its gradient, as what
+    XLA makes of jax.nn.dot_product_attention."""
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q / math.sqrt(q.shape[-1]), k, v))
+    return jnp.swapaxes(_plain(causal, q, k, v), 1, 2)
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _plain(causal, q, k, v):
+    return _plain_forward(causal, q, k, v)[0]
+
+
+def _plain_forward(causal, q, k, v):
+    """With e = exp(q k^T - its largest) and z = sum_j e: out = e v / z."""
+    logits = _product(q, jnp.swapaxes(k, -1, -2))
+    if causal:
+        logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
+    e = jnp.exp(logits - logits.max(-1, keepdims=True))
+    z = e.sum(-1, keepdims=True)
+    e = e.astype(v.dtype)
+    out = (_product(e, v) / z).astype(v.dtype)
+    return out, (q, k, v, e, z, out)
+
+
+def _plain_backward(causal, kept, g):
+    """d logits = softmax (g v^T - g . out)."""
+    q, k, v, e, z, out = kept
+    g = g / z
+    share = (g * out).sum(-1, keepdims=True)
+    g = g.astype(v.dtype)
+    d = (e * (_product(g, jnp.swapaxes(v, -1, -2)) - share)).astype(v.dtype)
+    d_k, d_v = (_product(jnp.swapaxes(a, -1, -2), b) for a, b in ((d, q), (e, g)))
+    return _product(d, k).astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
+
+
+_plain.defvjp(_plain_forward, _plain_backward)
 
 
 def _splash(q, k, v, *, causal: bool, interpret: bool = False):

@@ -30,7 +30,12 @@ def get_config(size="small"):
                 "tokenizer": "gpt2",
                 "length": 1024,
             },
-            "network": {"name": "transformer", "dtype": "bfloat16", **SIZES[size]},
+            "network": {
+                "name": "transformer",
+                "dtype": "bfloat16",
+                "remat": True,
+                **SIZES[size],
+            },
             "schedule": {"name": "linear"},
             "objective": {"name": "md4", "time_input": True, "estimator": "low_discrepancy"},
             "optimizer": {

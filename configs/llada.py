@@ -1,8 +1,8 @@
 """Masked diffusion at the size of LLaDA (arXiv 2502.09992, table 5), 1b or 8b: a plan for a pod.
 
 Command:   python -m diffusion_lm.main --mode=plan --config=configs/llada.py:8b \
-               --topology=v5p:8x8x16 --config.mesh.fsdp=64 --config.mesh.tensor=4
-           1b: --config.mesh.fsdp=32
+               --topology=v5p:8x8x16 --config.mesh.fsdp=64
+           1b: --config.mesh.fsdp=16
 Hardware:  a TPU v5p 8x8x16 slice (1024 chips); never run by us.
 Cost:      LLaDA was trained on 2.3 T tokens. Its tokenizer and text are not public: here GPT-2's
            and OpenWebText, so the embeddings and the head are smaller than its own.

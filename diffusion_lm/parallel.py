@@ -50,7 +50,13 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -
         )
     shape = tuple(sizes[axis] for axis in MESH_AXES)
     types = (AxisType.Auto,) * len(shape)
-    return jax.make_mesh(shape, MESH_AXES, types, devices=devices)
+    try:
+        return jax.make_mesh(shape, MESH_AXES, types, devices=devices)
+    except NotImplementedError as error:  # on a torus of chips
+        raise ValueError(
+            f"mesh {sizes} does not lie on the axes of these {len(devices)} chips; an axis of the "
+            "mesh must be a product of some of theirs"
+        ) from error
 
 
 def jit(function: Callable, mesh: Mesh, **options) -> Callable:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm import keys
+from diffusion_lm.ops import rows
 from diffusion_lm.ops.cross_entropy import smoothed_nats, token_log_prob
 from diffusion_lm.types import Decoder, LossOutput, Objective, ratio
 
@@ -29,12 +30,11 @@ def make(*, network, vocab_size: int, start: int, label_smoothing: float = 0.0) 
             return batch.get("label")
         return net.encode(params["network"], batch["src"], keys_drop)
 
-    def logits(params, batch, keys_drop):  # f32[B, L, V]
+    def trunk(params, batch, keys_drop):  # f[B, L, D]
         x_BL = batch["x"]
         before_BL = jnp.concatenate([jnp.full_like(x_BL[:, :1], start), x_BL[:, :-1]], axis=1)
         condition = given(params, batch, keys_drop)
-        h_BLD = net.trunk(params["network"], before_BL, None, keys_drop, condition)
-        return net.head(params["network"], h_BLD)
+        return net.trunk(params["network"], before_BL, None, keys_drop, condition)
 
     def counted(batch):
         """The tokens that are scored: bool[B, L]; of a target the first end token is the last."""
@@ -43,19 +43,31 @@ def make(*, network, vocab_size: int, start: int, label_smoothing: float = 0.0) 
             return jnp.ones(x_BL.shape, bool)
         return jnp.arange(x_BL.shape[1]) <= (x_BL != start).sum(1, keepdims=True)
 
+    def nats(params, h, x):
+        return -token_log_prob(net.head(params, h), x)
+
+    def counted_nats(params, batch, keys_drop):
+        """-log p(x^n | x^{<n}): f32[B, L] nats, 0 where a token is not counted."""
+        h_BLD, weight_BL = trunk(params, batch, keys_drop), counted(batch).astype(jnp.float32)
+        return rows.weighted(
+            nats, params["network"], weight_BL, h_BLD, batch["x"], width=vocab_size
+        )
+
     def loss(params, batch, key, *, train):
-        keys_drop = keys.rows(key, batch["row"]) if train else None
-        logits_BLV, counted_BL = logits(params, batch, keys_drop), counted(batch)
-        both = smoothed_nats(logits_BLV, batch["x"], label_smoothing)
-        nats_BL, smooth_BL = (jnp.where(counted_BL, nats, 0) for nats in both)
+        keys_drop, counted_BL = keys.rows(key, batch["row"]) if train else None, counted(batch)
+        if label_smoothing:
+            logits_BLV = net.head(params["network"], trunk(params, batch, keys_drop))
+            both = smoothed_nats(logits_BLV, batch["x"], label_smoothing)
+            nats_BL, smooth_BL = (jnp.where(counted_BL, nats, 0) for nats in both)
+        else:
+            nats_BL = smooth_BL = counted_nats(params, batch, keys_drop)
         tokens_B = counted_BL.sum(1).astype(jnp.float32)
         metrics = {"nats_per_token": ratio(nats_BL, tokens_B)}
         return LossOutput(smooth_BL.sum(1), tokens_B, metrics)
 
     def token_nll(params, batch):
         """-log p(x^n | x^{<n}): f32[B, L] nats, 0 behind the end of a target."""
-        nats_BL = -token_log_prob(logits(params, batch, None), batch["x"])
-        return jnp.where(counted(batch), nats_BL, 0)
+        return counted_nats(params, batch, None)
 
     def nll(params, batch, key=None):
         """-log p(x): f32[B] nats per example."""

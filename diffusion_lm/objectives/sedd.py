@@ -37,6 +37,7 @@ import jax.numpy as jnp
 
 from diffusion_lm import keys, processes, schedules
 from diffusion_lm.objectives.md4 import guided, hide
+from diffusion_lm.ops import rows
 from diffusion_lm.ops.cross_entropy import token_logit
 from diffusion_lm.types import LossOutput, Objective, Schedule, ratio
 
@@ -98,7 +99,7 @@ def make(
 
     def log_score(params, h, z, t):
         """log s_y at any positions: h[..., D], z[...] (absorbing: masks), t[...] -> f32[..., S]."""
-        logits = net.head(params["network"], h)
+        logits = net.head(params, h)
         o = log_odds(t)[..., None]
         if absorbing:
             log_m = jax.nn.log_softmax(logits) if mean else logits - log_v
@@ -108,20 +109,26 @@ def make(
             return log_p - jnp.take_along_axis(log_p, z[..., None], axis=-1)
         return jnp.where(jnp.arange(vocab_size) == z[..., None], 0.0, logits)
 
+    def score_entropy(params, h, z, x, t):
+        """At any positions: f32[...] nats, of shown tokens 0 under absorbing noise."""
+        if not absorbing:
+            return uniform_score_entropy(log_score(params, h, z, t), z, x, log_odds(t))
+        logit, mass = token_logit(net.head(params, h), x)
+        log_norm, masked = mass if mean else log_v, z == process.mask
+        # Nothing holds the logits of shown tokens: their exponentials must not overflow.
+        more = jnp.where(masked, mass - log_norm, 0)
+        return jnp.where(masked, jnp.expm1(more) - (logit - log_norm), 0)
+
     def integrand(params, h_BLD, z_BL, x_BL, t_B):
         """sigma'(t) times the score entropies: f32[B] nats."""
-        if absorbing:
-            logit_BL, mass_BL = token_logit(net.head(params["network"], h_BLD), x_BL)
-            log_norm_BL, masked_BL = mass_BL if mean else log_v, z_BL == process.mask
-            # Nothing holds the logits of shown tokens: their exponentials must not overflow.
-            more_BL = jnp.where(masked_BL, mass_BL - log_norm_BL, 0)
-            nats_BL = jnp.expm1(more_BL) - (logit_BL - log_norm_BL)
-            nats_B = jnp.where(masked_BL, nats_BL, 0).sum(1)
-            return -schedule.dalpha(t_B) / schedule.mask_prob(t_B) * nats_B
-        t_BL = jnp.broadcast_to(t_B[:, None], z_BL.shape)
-        log_s_BLV = log_score(params, h_BLD, z_BL, t_BL)
-        nats_B = uniform_score_entropy(log_s_BLV, z_BL, x_BL, log_odds(t_BL)).sum(1)
-        return -schedule.dalpha(t_B) / schedule.alpha(t_B) / vocab_size * nats_B
+        rest = schedule.mask_prob(t_B) if absorbing else schedule.alpha(t_B) * vocab_size
+        weight_BL, t_BL = (
+            jnp.broadcast_to(a_B[:, None], z_BL.shape)
+            for a_B in (-schedule.dalpha(t_B) / rest, t_B)
+        )
+        about = h_BLD, z_BL, x_BL, t_BL
+        network = params["network"]
+        return rows.weighted(score_entropy, network, weight_BL, *about, width=vocab_size).sum(1)
 
     def entropy(t):
         """H of q(z_t | x) in one token, uniform graph: nats."""
@@ -168,7 +175,7 @@ def make(
             log_mu if absorbing else None,
             cond,
             classes,
-            score=lambda h, z, t: log_score(params, h, z, t),
+            score=lambda h, z, t: log_score(params["network"], h, z, t),
         )
 
     families = ("masked", "score") if absorbing else ("score",)

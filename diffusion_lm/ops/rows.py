@@ -54,22 +54,23 @@ ENTRIES = 2**22  # of logits that a device holds at once, if this leaves no more
 CHUNKS = 4  # chunks: each reads and writes the whole head and its gradient
 
 
-def weighted(fn, params, weight_BR: Array, h_BRD: Array, x_BR: Array, *, width: int) -> Array:
-    """weight fn(params, h, x): f32[B, R], where fn goes f[B, C, D], int[B, C] -> f32[B, C] by way
-    of arrays [B, C, width], which are never there for all of R at once.
+def weighted(fn, params, weight_BR: Array, h_BRD: Array, *about: Array, width: int) -> Array:
+    """weight fn(params, h, *about): f32[B, R], where fn takes f[B, C, D] and arrays [B, C] to
+    f32[B, C] by way of arrays [B, C, width], which are never there for all of R at once.
 
     Nor are they in the backward pass, or made again in it: the forward pass takes the gradient of
-    the plain sum over B and R along. Another derivative is as right, but costs a second pass.
+    the plain sum over B and R along. Another derivative is as right, but costs a second pass. What
+    `about` holds is not differentiated for.
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    shards = 1 if len(x_BR) % shards else shards
-    rows, length = len(x_BR) // shards, x_BR.shape[1]
+    shards = 1 if len(h_BRD) % shards else shards
+    rows, length = len(h_BRD) // shards, h_BRD.shape[1]
     chunks = max(1, min(CHUNKS, -(-rows * length * width // ENTRIES), length))
-    fn, used = _of_used(fn, params, h_BRD, x_BR)
+    fn, used = _of_used(fn, params, h_BRD, *about)
     # With the head itself in parts over "tensor", the compiler places all of it.
     spread = shards > 1 and shards == mesh.size
-    return _weighted(fn, chunks, spread, used, weight_BR, h_BRD, x_BR)
+    return _weighted(fn, chunks, spread, used, weight_BR, h_BRD, about)
 
 
 def _of_used(fn, params, *args):
@@ -87,26 +88,26 @@ def _of_used(fn, params, *args):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _weighted(fn, chunks, spread, used, weight_BR, h_BRD, x_BR):
-    def one(used, weight_BC, h_BCD, x_BC):
-        return None, fn(used, h_BCD, x_BC)
+def _weighted(fn, chunks, spread, used, weight_BR, h_BRD, about):
+    def one(used, weight_BC, h_BCD, *about):
+        return None, fn(used, h_BCD, *about)
 
-    return weight_BR * _over_chunks(one, chunks, spread, used, weight_BR, h_BRD, x_BR)[1]
+    return weight_BR * _over_chunks(one, chunks, spread, used, weight_BR, h_BRD, *about)[1]
 
 
-def _forward(fn, chunks, spread, used, weight_BR, h_BRD, x_BR):
-    values_BR, *grads = _gradients(fn, chunks, spread, used, weight_BR, h_BRD, x_BR)
-    return weight_BR * values_BR, (values_BR, grads, used, weight_BR, h_BRD, x_BR)
+def _forward(fn, chunks, spread, used, weight_BR, h_BRD, about):
+    values_BR, *grads = _gradients(fn, chunks, spread, used, weight_BR, h_BRD, about)
+    return weight_BR * values_BR, (values_BR, grads, used, weight_BR, h_BRD, about)
 
 
 def _backward(fn, chunks, spread, residuals, g_BR):
-    values_BR, grads, used, weight_BR, h_BRD, x_BR = residuals
+    values_BR, grads, used, weight_BR, h_BRD, about = residuals
 
     def scaled():
         return jax.tree.map(lambda a: (g_BR[0, 0] * a).astype(a.dtype), grads)
 
     def again():
-        return _gradients(fn, chunks, spread, used, g_BR * weight_BR, h_BRD, x_BR)[1:]
+        return _gradients(fn, chunks, spread, used, g_BR * weight_BR, h_BRD, about)[1:]
 
     # of a plain sum g is a constant, and the compiler drops what is not needed
     dused, dh_BRD = jax.lax.cond((g_BR == g_BR[0, 0]).all(), scaled, again)
@@ -116,30 +117,31 @@ def _backward(fn, chunks, spread, residuals, g_BR):
 _weighted.defvjp(_forward, _backward)
 
 
-def _gradients(fn, chunks, spread, used, weight_BR, h_BRD, x_BR):
+def _gradients(fn, chunks, spread, used, weight_BR, h_BRD, about):
     """[values f32[B, R], gradients of sum(weight values) by used and by h]."""
 
-    def one(used, weight_BC, h_BCD, x_BC):
-        values_BC, back = jax.vjp(lambda used, h: fn(used, h, x_BC), used, h_BCD)
+    def one(used, weight_BC, h_BCD, *about):
+        values_BC, back = jax.vjp(lambda used, h: fn(used, h, *about), used, h_BCD)
         dused, dh_BCD = back(weight_BC)
         return dused, (values_BC, dh_BCD)
 
-    dused, (values_BR, dh_BRD) = _over_chunks(one, chunks, spread, used, weight_BR, h_BRD, x_BR)
+    dused, (values_BR, dh_BRD) = _over_chunks(one, chunks, spread, used, weight_BR, h_BRD, *about)
     return [values_BR, dused, dh_BRD]
 
 
 def _over_chunks(one, chunks, spread, used, *columns):
     """(sum of the first results of `one(used, *columns)`, the others laid end to end) over chunks
     of the second axis of the columns. On a mesh each device has its own rows, and the sums are
-    added up over devices once, after the last chunk."""
+    added up over devices once, after the last chunk. The last chunk is filled up with positions of
+    weight 0, the first of the columns."""
 
     def own(used, *columns):
         if chunks == 1:
             return one(used, *columns)
         length = columns[0].shape[1]
 
-        def cut(a):
-            a = jnp.pad(a, [(0, 0), (0, -length % chunks)] + [(0, 0)] * (a.ndim - 2))
+        def cut(a, mode):
+            a = jnp.pad(a, [(0, 0), (0, -length % chunks)] + [(0, 0)] * (a.ndim - 2), mode)
             return jnp.stack(jnp.split(a, chunks, axis=1))
 
         def join(a):
@@ -149,7 +151,7 @@ def _over_chunks(one, chunks, spread, used, *columns):
             added, rest = one(used, *part)
             return jax.tree.map(jnp.add, total, added), rest
 
-        parts = [cut(a) for a in columns]
+        parts = [cut(columns[0], "constant"), *(cut(a, "edge") for a in columns[1:])]
         first = jax.eval_shape(one, used, *(a[0] for a in parts))[0]
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
         total, rest = jax.lax.scan(step, zeros, parts)

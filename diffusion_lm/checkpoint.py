@@ -5,6 +5,7 @@ the newest is damaged. So a record carries a checksum of each array and of itsel
 when it is read, and what does not agree is named, put aside and passed over for the next older one.
 """
 
+import copy
 import json
 import logging
 import os
@@ -54,7 +55,8 @@ class Checkpoints:
         save or the one before it cannot be written."""
         if step == self.latest():
             return
-        whole = record | {"checksums": checksums(state)}
+        # a copy: it is written while the caller goes on
+        whole = copy.deepcopy(record) | {"checksums": checksums(state)}
         whole["own_checksum"] = _of_json(whole)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state._asdict()), record=ocp.args.JsonSave(whole)

@@ -49,6 +49,9 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
     def trained() -> int:
         state = None if saves.latest() is None else saves.restore(setup.abstract)
         number = -1 if state is None else int(state.step)
+        # that of the state, which need not be the newest record; an older run's has none
+        unlogged = {} if state is None else saves.record().get("unlogged", {})
+        record["unlogged"] = unlogged
         if number >= config.train.steps and _inspected(config, workdir):
             say(f"{workdir} is finished: step {number} of {config.train.steps}")
             saves.close()
@@ -139,7 +142,13 @@ def _loop(
             inspect(state, start)
         if stop.asked:
             return state, start
-    meter = metrics.Meter(parts.objective, parts.data, setup.abstract.params, options.batch_size)
+    meter = metrics.Meter(
+        parts.objective,
+        parts.data,
+        setup.abstract.params,
+        options.batch_size,
+        unlogged=record["unlogged"],
+    )
     train_step = jax.jit(
         step.make_train_step(
             parts.objective,
@@ -172,10 +181,14 @@ def _loop(
                 _take(meter, *waiting)
             waiting = out, number
             stopping = stop.agreed(number)
-            last = stopping or number == options.steps
-            if last or number % options.log_every == 0:
+            ended = number == options.steps
+            logging = ended or number % options.log_every == 0
+            saving = ended or stopping or number % options.checkpoint_every == 0
+            inspecting = (ended or number % options.eval_every == 0) and not stopping
+            if logging or saving or inspecting:
                 _take(meter, *waiting)
                 waiting = None
+            if logging:
                 saves.check()
                 row = meter.row(number, parts.optimizer.learning_rate(number - 1))
                 log.write(row)
@@ -187,10 +200,9 @@ def _loop(
                     say(f"step {number}/{options.steps}: {text}, {minutes:.1f} min of steps left")
             bar.update()
             with meter.paused():
-                ended = number == options.steps
-                if ended or number % options.checkpoint_every == 0:
+                if saving:
                     saves.save(number, state, record)
-                if (ended or number % options.eval_every == 0) and not stopping:
+                if inspecting:
                     with stop.interruptible():
                         inspect(state, number)
             if stop.asked:
@@ -203,7 +215,7 @@ def _take(meter: metrics.Meter, out, number: int) -> None:
     if meter.add(out):
         return
     say(f"step {number}: the loss or its gradient is not finite; this update is skipped")
-    if meter.skipped_in_a_row == MOST_SKIPPED:
+    if meter.unlogged["skipped_in_a_row"] == MOST_SKIPPED:
         raise FloatingPointError(
             f"stopped at step {number}: {MOST_SKIPPED} updates in a row were not finite. They are "
             "in no checkpoint. A lower optimizer.learning_rate may help: in a new workdir, with "

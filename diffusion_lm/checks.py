@@ -86,20 +86,30 @@ class Torture:
         self.faults = collections.Counter()
         self.restarts: list[float] = []  # seconds from a start to its first row
         self.again = 0  # steps that were done again
+        self.process = None  # the newest
         self.damaged: set[int] = set()  # folders of checkpoints, by inode
-
-    def calm(self) -> None:
-        self.wait(self.start("calm"), "calm", "no fault", {0})
 
     def start(self, name: str) -> subprocess.Popen:
         argv = [sys.executable, "-m", "diffusion_lm.main", *self.run]
-        with open(self.log(name), "a", encoding="utf-8") as log:
-            return subprocess.Popen(
+        with open(self.log(name), "ab") as log:
+            self.process = subprocess.Popen(
                 [*argv, f"--workdir={self.folder / name}"],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
             )
+        return self.process
+
+    def end(self) -> None:
+        """Leaves no process behind."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+
+    def said(self, name: str, start: int) -> str:
+        """What a run has said since its log was so long."""
+        with open(self.log(name), "rb") as log:
+            log.seek(start)
+            return log.read().decode(errors="replace")
 
     def log(self, name: str) -> pathlib.Path:
         return self.folder / f"{name}.log"
@@ -108,10 +118,9 @@ class Torture:
         try:
             code = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            process.kill()
             raise Lost(f"{name} did not end in {PATIENCE} s after: {after}") from None
         if code not in ends:
-            said = self.log(name).read_text(encoding="utf-8").splitlines()[-3:]
+            said = self.said(name, 0).splitlines()[-3:]
             raise Lost(f"{name} ended with exit code {code} after: {after}; it said: {said}")
         return code
 
@@ -129,26 +138,21 @@ class Torture:
 
     def life(self, name: str, kind: str | None) -> int:
         """One start of the run, and a fault at a random moment; the exit code."""
-        reached, said = self.last_step(name), self.log(name).stat().st_size
-        begun, process = time.monotonic(), self.start(name)
-        row = self.row_after(said, name, begun)
-        if kind is None:
-            self.until(process, row)
-        elif kind == "kill in a save":
-            row_seen = self.until(process, self.saving(name))
-            time.sleep(self.random.uniform(0, 0.05) if row_seen else 0)
-        elif self.random.random() < 0.25:  # while it starts
-            usual = statistics.median(self.restarts) if self.restarts else 10
-            self.until(process, row, self.random.uniform(0, usual))
-        else:
-            self.until(process, row)
+        reached, size = self.last_step(name), self.log(name).stat().st_size
+        row, process = self.row_after(size, name), self.start(name)
+        starting = kind in SIGNALS and kind != "kill in a save" and self.random.random() < 0.25
+        usual = statistics.median(self.restarts) if self.restarts else 10
+        self.until(process, row, self.random.uniform(0, usual) if starting else PATIENCE)
+        if kind == "kill in a save":
+            self.until(process, lambda: _saving(self.folder / name / "checkpoints"))
+            time.sleep(self.random.uniform(0, 0.05))
+        elif kind and not starting:
             self.until(process, lambda: False, self.random.expovariate(1))
-        row()
         if process.poll() is None and kind is not None:
             self.faults[kind] += 1
             self.send(process, kind)
         code = self.wait(process, name, kind or "nothing", ENDS if kind else {0})
-        self.count_again(name, said, reached)
+        self.count_again(self.said(name, size), reached)
         return code
 
     def send(self, process, kind: str) -> None:
@@ -160,37 +164,28 @@ class Torture:
             time.sleep(self.random.uniform(0, 0.2))
             process.send_signal(signal.SIGTERM)
 
-    def until(self, process, seen, seconds: float = PATIENCE) -> bool:
-        """Waits for the end of the process, for seen() or for so long; whether it was seen."""
+    def until(self, process, seen, seconds: float = PATIENCE) -> None:
+        """Waits for seen(), at most until the process ends and for so long."""
         end = time.monotonic() + seconds
-        while process.poll() is None and time.monotonic() < end:
-            if seen():
-                return True
+        while process.poll() is None and time.monotonic() < end and not seen():
             time.sleep(0.002)
-        return False
 
-    def row_after(self, said: int, name: str, begun: float):
-        """() -> whether the process has done a step; notes once how long that took."""
-        found = []
+    def row_after(self, size: int, name: str):
+        """() -> whether the run has done a step since its log was so long; notes how long a restart
+        took to it."""
+        begun, found = time.monotonic(), []
 
         def seen() -> bool:
-            if not found and b"\nstep " in self.log(name).read_bytes()[max(said - 1, 0) :]:
+            if not found and "\nstep " in "\n" + self.said(name, size):
                 found.append(time.monotonic() - begun)
-                if said:
-                    self.restarts.extend(found)
+                self.restarts.extend(found if size else [])
             return bool(found)
 
         return seen
 
-    def saving(self, name: str):
-        """() -> whether Orbax's temporary folder is there that was not there before."""
-        folder = self.folder / name / "checkpoints"
-        before = set(_temporary(folder))
-        return lambda: bool(set(_temporary(folder)) - before)
-
     def damage(self, folder: pathlib.Path, kind: str) -> bool:
         """Harms a file of the newest checkpoint, if an older one is whole."""
-        steps = [path for path in _listed(folder) if path.name.isdigit()]
+        steps = (path for path in _listed(folder) if path.name.isdigit())
         steps = sorted(steps, key=lambda path: int(path.name))
         if len(steps) < 2 or any(path.stat().st_ino in self.damaged for path in steps):
             return False
@@ -212,14 +207,12 @@ class Torture:
         rows = _rows(self.folder / name / "metrics.jsonl")
         return max((row["step"] for row in rows if "evaluator" not in row), default=0)
 
-    def count_again(self, name: str, said: int, reached: int) -> None:
-        with open(self.log(name), encoding="utf-8") as log:
-            log.seek(said)
-            for line in log:
-                if line.startswith("going on from step "):
-                    self.again += max(reached - int(line.split()[4]), 0)
-                elif line.startswith("new run in "):
-                    self.again += reached
+    def count_again(self, said: str, reached: int) -> None:
+        for line in said.splitlines():
+            if line.startswith("going on from step "):
+                self.again += max(reached - int(line.split()[4]), 0)
+            elif line.startswith("new run in "):
+                self.again += reached
 
     def differences(self, name: str) -> dict[str, bool]:
         """What is compared -> whether it is the same as in the run in peace."""
@@ -248,8 +241,9 @@ def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
         return []
 
 
-def _temporary(folder: pathlib.Path) -> list[str]:
-    return [path.name for path in _listed(folder) if "tmp" in path.name]
+def _saving(folder: pathlib.Path) -> bool:
+    """Whether Orbax's temporary folder is there; what a kill leaves of one is gone in training."""
+    return any("tmp" in path.name for path in _listed(folder))
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
@@ -268,12 +262,14 @@ def torture(flags, overrides: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ValueError(f"--workdir must be a new or empty folder, {flags.workdir} is not")
-    if (flags.faults or flags.minutes) <= 0:
+    if (flags.faults if flags.minutes is None else flags.minutes) <= 0:
         raise ValueError("--faults and --minutes must be positive")
     run = [f"--config={flags.config}", *(f"--config.{override}" for override in overrides)]
+    # jobs that a shell starts in the background ignore it, and so would the runs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     test = Torture(folder, run, seed=flags.seed)
     try:
-        test.calm()
+        test.wait(test.start("calm"), "calm", "no fault", {0})
     except Lost as error:
         raise ValueError(str(error)) from None
     print(f"the run in peace is finished: {folder / 'calm'}", flush=True)
@@ -283,19 +279,21 @@ def torture(flags, overrides: list[str]) -> int:
         return test.faults.total() < (flags.faults or 1e9) and time.monotonic() < end
 
     number, equal, lost = 0, collections.Counter(), None
-    while not lost and (more() or not number):
+    while more() or not number:
         number += 1
+        name = f"run{number}"
         try:
-            test.disturbed(f"run{number}", more)
+            test.disturbed(name, more)
             # once more: a finished run reads its state and checks it
-            test.wait(test.start(f"run{number}"), f"run{number}", "the end", {0})
+            test.wait(test.start(name), name, "the end", {0})
         except Lost as error:
             lost = error
             break
-        found = test.differences(f"run{number}")
+        finally:
+            test.end()
+        found = test.differences(name)
         equal.update(found)
-        done = f"run{number} finished after {test.faults.total()} faults"
-        print(f"{done}: {_told(found)}", flush=True)
+        print(f"{name} finished after {test.faults.total()} faults: {_told(found)}", flush=True)
     if test.restarts:
         print(
             f"from a restart to its first row: median {statistics.median(test.restarts):.1f} s, "

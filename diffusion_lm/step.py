@@ -24,6 +24,7 @@ class Settings(NamedTuple):
     num_samples: int
     tensorboard: bool
     start: str
+    patience: int
 
 
 def settings(
@@ -39,11 +40,14 @@ def settings(
     num_samples: int = 2,
     tensorboard: bool = False,
     start: str = "random",
+    patience: int = 1800,
 ) -> Settings:
     """The loop's settings. `batch_size` is global; `ema` is the decay of the averaged parameters
     that are evaluated and sampled from (0: none); `keep` is how many checkpoints stay;
     `num_samples` are printed at each evaluation; `start` is "random", "bigram"
-    (bigram.py) or the folder of a run of the same tokens, whose network is taken (graft.py)."""
+    (bigram.py) or the folder of a run of the same tokens, whose network is taken (graft.py);
+    after `patience` seconds without a step, evaluations aside, a run ends (watchdog.py; 0: never).
+    """
     given = Settings(**locals())
     for name in ("batch_size", "microbatches", "log_every", "eval_every", "keep"):
         if getattr(given, name) < 1:
@@ -52,6 +56,8 @@ def settings(
         raise ValueError(f"train.steps must be 0 (only put together) or more, got {steps}")
     if checkpoint_every < 1 or num_samples < 0:
         raise ValueError("train.checkpoint_every must be positive, train.num_samples not negative")
+    if patience < 0:
+        raise ValueError(f"train.patience must be 0 (for ever) or more seconds, got {patience}")
     if not 0 <= ema < 1:
         raise ValueError(f"train.ema must lie in [0, 1), got {ema}")
     if batch_size % microbatches:

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from diffusion_lm import build, checkpoint, evaluate, lock, metrics, parallel, step
+from diffusion_lm import build, checkpoint, evaluate, lock, metrics, parallel, step, watchdog
 from diffusion_lm import config as configs
 from diffusion_lm import sample as sampling
 
@@ -58,7 +58,7 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
             return 0
         # config.json last: it says that a run has begun here
         _write(workdir, setup.parts.data.files | {"config.json": configs.to_json(config)})
-        with Stop() as stop:
+        with Stop() as stop, watchdog.Watchdog(workdir, config.train.patience) as watch:
             if state is None:
                 state = setup.init()
                 size = f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters"
@@ -69,7 +69,7 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
                 say(f"going on from step {int(state.step)} in {workdir}")
             try:
                 state, number = _loop(
-                    config, setup, translator, state, saves, record, workdir, stop
+                    config, setup, translator, state, saves, record, workdir, stop, watch
                 )
                 saves.save(number, state, record)
             finally:
@@ -127,7 +127,15 @@ def _write(workdir: str, files: dict[str, str]) -> None:
 
 
 def _loop(
-    config: ConfigDict, setup: build.Setup, translator, state, saves, record, workdir: str, stop
+    config: ConfigDict,
+    setup: build.Setup,
+    translator,
+    state: step.TrainState,
+    saves: checkpoint.Checkpoints,
+    record: dict,
+    workdir: str,
+    stop: "Stop",
+    watch: watchdog.Watchdog,
 ):
     """Trains until the last step or a stop; returns the state and its step."""
     parts, mesh, options = setup.parts, setup.mesh, step.settings(**config.train)
@@ -138,7 +146,7 @@ def _loop(
     log.rewind(start, again=due)
     inspect = _inspection(config, setup, translator, workdir, log, start, due)
     if due:
-        with stop.interruptible():
+        with stop.interruptible(), watch.paused():
             inspect(state, start)
         if stop.asked:
             return state, start
@@ -176,7 +184,9 @@ def _loop(
     watched = sys.stderr.isatty() and jax.process_index() == 0
     with tqdm(total=options.steps, initial=start, unit="step", disable=not watched) as bar:
         for number in range(start + 1, options.steps + 1):
-            state, out = train_step(state, parallel.global_batch(mesh, next(batches)))
+            batch = parallel.global_batch(mesh, next(batches))
+            watch.step = number
+            state, out = train_step(state, batch)
             if waiting is not None:
                 _take(meter, *waiting)
             waiting = out, number
@@ -203,7 +213,7 @@ def _loop(
                 if saving:
                     saves.save(number, state, record)
                 if inspecting:
-                    with stop.interruptible():
+                    with stop.interruptible(), watch.paused():
                         inspect(state, number)
             if stop.asked:
                 break

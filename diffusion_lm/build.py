@@ -267,8 +267,8 @@ def _initial(config: ConfigDict, model: Model, mesh):
     """(init, layout): () -> a new TrainState, and its shardings on a mesh."""
 
     def init():
-        ema = config.train.get("ema", 0.0)
-        return step.init_state(model.objective, model.optimizer, seed=config.seed, ema=ema)
+        options = {name: config.train.get(name, 0.0) for name in ("ema", "skip_spikes")}
+        return step.init_state(model.objective, model.optimizer, seed=config.seed, **options)
 
     return init, parallel.shardings(mesh, jax.eval_shape(init), model.axes, config.rules.to_dict())
 

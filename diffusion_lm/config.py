@@ -21,7 +21,7 @@ from diffusion_lm import names
 PLACES = ("data.path", "data.cache_dir", "data.data_dir", "data.download")
 PLACES += ("objective.proposal", "objective.ar")  # folders of other runs
 MAY_CHANGE = ("evaluators.", "sampler.", "decoding.", "mesh.", "rules.", "train.", *PLACES)
-MUST_STAY = ("train.batch_size", "train.ema", "train.start")
+MUST_STAY = ("train.batch_size", "train.ema", "train.start", "train.skip_spikes")
 
 
 def load(path: str) -> ConfigDict:

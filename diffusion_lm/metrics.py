@@ -140,6 +140,8 @@ class Meter:
                 "bits_per_char": bits / chars if chars else None,
                 "standard_error": np.std(nats, ddof=1) / math.sqrt(count) if count > 1 else None,
             }
+        if "grad_norm" in mean:
+            row["largest_grad_norm"] = max(v["grad_norm"] for v in all_seen)
         if skipped:
             row["skipped"] = skipped
         rate = self._steps * self._flops / seconds

@@ -27,7 +27,7 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
     returns 0, or 128 + the number of the signal (SIGINT, SIGTERM) that asked it to stop, the state
     saved. Raises ValueError or OSError for what a user can mend; the run raises OSError if a
     checkpoint cannot be written, and FloatingPointError after MOST_SKIPPED updates in a row that
-    were not finite. No other run can use `workdir` before this one has ended.
+    were skipped. No other run can use `workdir` before this one has ended.
     """
     setup = build.setup(config, workdir)
     build.check_batches(config, setup, train=True)
@@ -165,6 +165,7 @@ def _loop(
             seed=config.seed,
             microbatches=options.microbatches,
             ema=options.ema,
+            skip_spikes=options.skip_spikes,
         ),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda a: a.sharding, setup.abstract), None),
@@ -224,12 +225,16 @@ def _take(meter: metrics.Meter, out, number: int) -> None:
     """Hands the metrics of step `number` to the meter, and speaks of an update that was skipped."""
     if meter.add(out):
         return
-    say(f"step {number}: the loss or its gradient is not finite; this update is skipped")
+    seen = metrics.means(out)
+    why = "the loss or its gradient is not finite"
+    if seen["skipped"] == step.SPIKE:
+        why = f"the gradient's norm is {seen['grad_norm']:.3g}, a spike"
+    say(f"step {number}: {why}; this update is skipped")
     if meter.unlogged["skipped_in_a_row"] == MOST_SKIPPED:
         raise FloatingPointError(
-            f"stopped at step {number}: {MOST_SKIPPED} updates in a row were not finite. They are "
-            "in no checkpoint. A lower optimizer.learning_rate may help: in a new workdir, with "
-            "train.start=THIS_WORKDIR to go on from these parameters"
+            f"stopped at step {number}: {MOST_SKIPPED} updates in a row were skipped, the last "
+            f"since {why}. They are in no checkpoint. A lower optimizer.learning_rate may help: in "
+            "a new workdir, with train.start=THIS_WORKDIR to go on from these parameters"
         )
 
 

@@ -265,6 +265,54 @@ def test_one_bad_batch_costs_exactly_one_update(poison, microbatches):
     assert float(with_bad.params["network"]["w"]) != 3
 
 
+def scaled():
+    """sum of (w x)^2 / 2, whose gradient is large where x is."""
+
+    def loss(params, batch, key, *, train):
+        nats_B = (params["network"]["w"] * batch["x"][:, 0]) ** 2 / 2
+        tokens_B = jnp.ones_like(nats_B)
+        return LossOutput(nats_B, tokens_B, {"nats_per_token": ratio(nats_B, tokens_B)})
+
+    return quadratic("loss")._replace(loss=loss)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_spike_costs_exactly_one_update_if_that_is_wanted(microbatches):
+    """A loss x100: recorded; skipped by option, as if that batch had not been; the same in a run
+    that is saved and read in between; and what stays large is soon usual."""
+    objective, optimizer = scaled(), Optimizer(optax.sgd(1e-3), None)
+    mesh = parallel.make_mesh()
+
+    def run(xs, skip_spikes=10.0, state=None):
+        options = {"seed": 0, "ema": 0.9, "skip_spikes": skip_spikes}
+        train_step = jax.jit(
+            step.make_train_step(
+                objective, optimizer, mesh=mesh, microbatches=microbatches, **options
+            )
+        )
+        state = state or step.init_state(objective, optimizer, **options)
+        seen = []
+        for x in xs:
+            batch = {"x": np.full((16, 1), x, np.float32)}
+            state, metrics = train_step(state, parallel.global_batch(mesh, batch))
+            seen.append((float(metrics["skipped"].sum), float(metrics["grad_norm"].sum)))
+        return state, seen
+
+    calm, spike = [1.0] * 104, [10.0]  # the loss x100, and its gradient
+    with_spike, seen = run(calm + spike + calm[:5], 50.0)
+    assert [s for s, _ in seen] == [0] * 104 + [step.SPIKE] + [0] * 5
+    assert seen[104][1] == pytest.approx(100 * seen[103][1], rel=0.01)
+    without, _ = run(calm + calm[:5], 50.0)
+    assert_same((with_spike.params, with_spike.ema), (without.params, without.ema))
+    begun, _ = run(calm + spike, 50.0)
+    resumed, _ = run(calm[:5], 50.0, state=jax.device_put(jax.device_get(begun)))
+    assert_same(resumed, with_spike)
+    assert step.SPIKE not in [s for s, _ in run(spike + calm + spike, 1000.0)[1]]
+    assert not any(s for s, _ in run(calm + spike, 0.0)[1])
+    for_good = [s for s, _ in run(calm + [4.0] * 40)[1]]  # gradients x16, for good
+    assert 0 < for_good.count(step.SPIKE) < 10 and for_good[-1] == 0
+
+
 def test_a_loss_is_told_the_step():
     """What annealing goes by (networks/llama.py), in all microbatches."""
     objective = quadratic("loss")
@@ -333,7 +381,7 @@ def test_a_run_that_cannot_go_on_stops_with_what_it_had(
     path = write_config(tmp_path, text_file, **{"train.steps": 50, "train.log_every": 10})
     assert main.main([f"--config={path}", f"--workdir={tmp_path / 'run'}"]) == 3
     err = capsys.readouterr().err
-    assert "stopped at step 7: 3 updates in a row were not finite" in err
+    assert "stopped at step 7: 3 updates in a row were skipped, the last since the loss" in err
     state = state_of(path, tmp_path / "run", ["train.steps=50"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 

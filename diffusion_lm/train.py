@@ -305,7 +305,8 @@ class _Interrupted(BaseException):
 
 
 class Stop:
-    """Notes SIGINT and SIGTERM, so that the loop can save and end; a second one ends at once."""
+    """Notes SIGINT and SIGTERM, so that the loop can save and end; a second one ends at once: what
+    waits for a save could wait for ever, so nothing is waited for."""
 
     EVERY = 10  # steps between two talks of the processes of a job about stopping
 
@@ -339,10 +340,12 @@ class Stop:
 
     def _note(self, number, frame) -> None:
         if self.signal:
-            raise KeyboardInterrupt
+            os.write(2, b"\ndiffusion_lm: ended at once; nothing since the newest checkpoint\n")
+            os._exit(130)
         self.signal = number
         name = signal.Signals(number).name
-        print(f"\n{name}: saving at the next step; once more ends at once", file=sys.stderr)
+        # not print, which may be what the signal has interrupted
+        os.write(2, f"\n{name}: saving at the next step; once more ends at once\n".encode())
         if self._inside:
             raise _Interrupted
 

@@ -170,7 +170,8 @@ def _judge(option: str, given: str, config: ConfigDict, data) -> Judge:
             f"{there.objective.name!r}); a judge must be exact: an 'ar' run, or 'source'"
         )
     mesh = parallel.make_mesh(**config.mesh)
-    sums = json.dumps(record.get("checksums", {}), sort_keys=True)  # of all its arrays
+    sums = record.get(checkpoint.SUMS) or record.get("checksums", {})  # of all its arrays
+    sums = json.dumps(sums, sort_keys=True)
     facts = {"judge": pathlib.Path(given).resolve().name, "judge_network": there.network.name}
     facts["judge_weights"] = hashlib.sha256(sums.encode()).hexdigest()[:16]
     facts["judge_dtype"] = there.network.get("dtype", "float32")

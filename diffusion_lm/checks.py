@@ -221,7 +221,7 @@ class Torture:
         sums = []
         for run in ("calm", name):
             saves = checkpoint.Checkpoints(str(self.folder / run), read_only=True)
-            sums.append({"step": saves.latest()} | saves.record()["checksums"])
+            sums.append({"step": saves.latest()} | saves.record()[checkpoint.SUMS])
             saves.close()
         parts = {"params": "parameters", "opt_state": "optimiser", "ema": "average", "step": "step"}
         found = {said: True for said in parts.values()}

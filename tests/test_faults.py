@@ -146,7 +146,7 @@ def test_a_damaged_array_is_named_and_put_aside(tmp_path, capsys, monkeypatch):
 
     def wrong(state):
         found = real(state)
-        return found | ({"['params']['network']['b']": "0" * 16} if int(state.step) == 2 else {})
+        return found | ({"['params']['network']['b']": "0" * 8} if int(state.step) == 2 else {})
 
     monkeypatch.setattr(checkpoint, "checksums", wrong)
     assert int(restored(tmp_path / "run").step) == 1

@@ -170,7 +170,8 @@ def _judge(option: str, given: str, config: ConfigDict, data) -> Judge:
             f"{there.objective.name!r}); a judge must be exact: an 'ar' run, or 'source'"
         )
     mesh = parallel.make_mesh(**config.mesh)
-    sums = json.dumps(record.get("checksums", {}), sort_keys=True)  # of all its arrays
+    sums = record.get(checkpoint.SUMS) or record.get("checksums", {})  # of all its arrays
+    sums = json.dumps(sums, sort_keys=True)
     facts = {"judge": pathlib.Path(given).resolve().name, "judge_network": there.network.name}
     facts["judge_weights"] = hashlib.sha256(sums.encode()).hexdigest()[:16]
     facts["judge_dtype"] = there.network.get("dtype", "float32")
@@ -268,8 +269,8 @@ def _initial(config: ConfigDict, model: Model, mesh):
     """(init, layout): () -> a new TrainState, and its shardings on a mesh."""
 
     def init():
-        ema = config.train.get("ema", 0.0)
-        return step.init_state(model.objective, model.optimizer, seed=config.seed, ema=ema)
+        options = {name: config.train.get(name, 0.0) for name in ("ema", "skip_spikes")}
+        return step.init_state(model.objective, model.optimizer, seed=config.seed, **options)
 
     return init, parallel.shardings(mesh, jax.eval_shape(init), model.axes, config.rules.to_dict())
 
@@ -322,6 +323,7 @@ def train_step(config: ConfigDict, made: Setup) -> Callable:
         seed=config.seed,
         microbatches=options.microbatches,
         ema=options.ema,
+        skip_spikes=options.skip_spikes,
     )
     layout = jax.tree.map(lambda a: a.sharding, made.abstract)
     return parallel.jit(function, made.mesh, donate_argnums=0, out_shardings=(layout, None))

@@ -21,7 +21,7 @@ from diffusion_lm import names
 PLACES = ("data.path", "data.cache_dir", "data.data_dir", "data.download")
 PLACES += ("objective.proposal", "objective.ar")  # folders of other runs
 MAY_CHANGE = ("evaluators.", "sampler.", "decoding.", "mesh.", "rules.", "train.", *PLACES)
-MUST_STAY = ("train.batch_size", "train.ema", "train.start")
+MUST_STAY = ("train.batch_size", "train.ema", "train.start", "train.skip_spikes")
 
 
 def load(path: str) -> ConfigDict:
@@ -30,8 +30,7 @@ def load(path: str) -> ConfigDict:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no config file {path!r}")
     if path.endswith(".json"):
-        with open(path, encoding="utf-8") as file:
-            return ConfigDict(json.load(file))
+        return ConfigDict(_read_json(path))
     spec = importlib.util.spec_from_file_location("config", path)
     if spec is None:
         raise ValueError(f"{path!r} is not a Python file")
@@ -41,6 +40,17 @@ def load(path: str) -> ConfigDict:
         return module.get_config(argument) if argument else module.get_config()
     except (SyntaxError, AttributeError, TypeError, NameError, ImportError) as error:
         raise ValueError(f"config file {path!r}: {type(error).__name__}: {error}") from error
+
+
+def _read_json(path: str) -> dict:
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"config file {path!r} is not JSON: {error}") from None
+    if type(value) is not dict:
+        raise ValueError(f"config file {path!r} must be an object, got {type(value).__name__}")
+    return value
 
 
 def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
@@ -66,6 +76,7 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
         known = names.sections(config)
         if section not in known:
             raise ValueError(_unknown(f"config.{section}", [f"config.{s}" for s in known]))
+        names.find(section, text)
         _get(config, section).name = text
     _complete(config, {field.removesuffix(".name") for field, _ in renamed}, dict(pairs))
     fields = flatten(config)

@@ -83,9 +83,13 @@ def calibrate(size: int = 2048, repeats: int = 3) -> float:
 
 
 class Meter:
-    """Means of metrics and the speed of training between two rows of the log."""
+    """Means of metrics and the speed of training between two rows of the log.
 
-    def __init__(self, objective, data, params, batch_size: int):
+    `unlogged` is what is known of the steps since the last row, for JSON. A checkpoint remembers
+    it, so that a row is the same whether or not the run stopped before it.
+    """
+
+    def __init__(self, objective, data, params, batch_size: int, *, unlogged: dict):
         batch = data.example(batch_size)
 
         def forward(params, batch, key):
@@ -100,21 +104,23 @@ class Meter:
         # All CPU devices of a process share its cores.
         machines = jax.process_count() if jax.default_backend() == "cpu" else jax.device_count()
         self._peak = calibrate() * machines
-        self._seen: list[dict[str, float]] = []
-        self._skipped = 0  # since the last row
-        self.skipped_in_a_row = 0
+        self.unlogged = unlogged  # changed in place
+        for name, nothing in (("seen", []), ("skipped", 0), ("skipped_in_a_row", 0)):
+            unlogged.setdefault(name, nothing)
+        self._steps = 0  # since the last row or the start of the process
         self._start = time.perf_counter()
 
     def add(self, metrics) -> bool:
         """Takes the metrics of one step, waiting for the device if it has to. Returns False for a
         step whose update was skipped, which counts in no mean."""
         seen = means(metrics)
+        self._steps += 1
         if seen.pop("skipped", 0):
-            self._skipped += 1
-            self.skipped_in_a_row += 1
+            self.unlogged["skipped"] += 1
+            self.unlogged["skipped_in_a_row"] += 1
             return False
-        self._seen.append(seen)
-        self.skipped_in_a_row = 0
+        self.unlogged["seen"].append(seen)
+        self.unlogged["skipped_in_a_row"] = 0
         return True
 
     def headline(self, row: dict) -> str:
@@ -136,27 +142,31 @@ class Meter:
         """One row for the steps since the last; standard_error is over these steps, of the nats
         per token, if the loss is a likelihood."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
-        count, self._names = len(self._seen), list(self._seen[0]) if self._seen else []
-        mean = {name: sum(v[name] for v in self._seen) / count for name in self._names}
+        all_seen, skipped = self.unlogged["seen"], self.unlogged["skipped"]
+        count, self._names = len(all_seen), sorted(all_seen[0]) if all_seen else []
+        mean = {name: sum(v[name] for v in all_seen) / count for name in self._names}
         row = {"step": step, "split": "train"}
         if "nats_per_token" in mean:
-            nats = [v["nats_per_token"] for v in self._seen]
+            nats = [v["nats_per_token"] for v in all_seen]
             bits, chars = mean["nats_per_token"] / math.log(2), self._chars_per_token
             row |= {
                 "bits_per_token": bits,
                 "bits_per_char": bits / chars if chars else None,
                 "standard_error": np.std(nats, ddof=1) / math.sqrt(count) if count > 1 else None,
             }
-        if self._skipped:
-            row["skipped"] = self._skipped
-        count += self._skipped
-        rate = count * self._flops / seconds
-        self._seen, self._skipped, self._start = [], 0, time.perf_counter()
+        if "grad_norm" in mean:
+            row["largest_grad_norm"] = max(v["grad_norm"] for v in all_seen)
+        if skipped:
+            row["skipped"] = skipped
+        rate = self._steps * self._flops / seconds
+        tokens_rate = self._steps * self._tokens / seconds
+        self.unlogged |= {"seen": [], "skipped": 0}
+        self._steps, self._start = 0, time.perf_counter()
         return {
             **row,
             **mean,
             "learning_rate": float(learning_rate),
-            "tokens_per_second": count * self._tokens / seconds,
+            "tokens_per_second": tokens_rate,
             "flops_per_second": rate,
             "matmul_fraction": rate / self._peak,
         }

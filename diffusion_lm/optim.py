@@ -14,13 +14,20 @@ from diffusion_lm.types import Optimizer
 DECAYS = ("constant", "linear", "cosine", "inverse_sqrt")
 
 
-def learning_rate_schedule(peak: float, decay: str, warmup: int, steps: int, cooldown: float):
+def learning_rate_schedule(
+    peak: float,
+    decay: str,
+    warmup: int,
+    steps: int,
+    cooldown: float,
+    option: str = "learning_rate",
+):
     """Linear warm-up from 0, then `decay`; "linear" stays at the peak until the last fraction
     `cooldown` of the run and then falls to 0 (cooldown = 1: it falls from the start)."""
     if decay not in DECAYS:
         raise ValueError(f"unknown optimizer.decay {decay!r}; choices: {', '.join(DECAYS)}")
     if not 0 < peak < float("inf"):
-        raise ValueError(f"optimizer.learning_rate must be positive, got {peak}")
+        raise ValueError(f"optimizer.{option} must be positive, got {peak}")
     if warmup < 0:
         raise ValueError(f"optimizer.warmup must not be negative, got {warmup}")
     if not 0 < cooldown <= 1:
@@ -53,6 +60,12 @@ def _decayed(params):
     )
 
 
+def _check_rates(**rates: float) -> None:
+    for name, value in rates.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"optimizer.{name} must lie in [0, 1), got {value}")
+
+
 def _clipped(clip: float, weight_decay: float, transform):
     if not weight_decay >= 0:
         raise ValueError(f"optimizer.weight_decay must not be negative, got {weight_decay}")
@@ -74,6 +87,7 @@ def adamw(
     clip: float = 0.0,
 ) -> Optimizer:
     """AdamW (arXiv 1711.05101)."""
+    _check_rates(b1=b1, b2=b2)
     rate = learning_rate_schedule(learning_rate, decay, warmup, steps, cooldown)
     transform = optax.adamw(rate, b1, b2, weight_decay=weight_decay, mask=_decayed)
     return Optimizer(_clipped(clip, weight_decay, transform), rate)
@@ -118,8 +132,11 @@ def muon(
 
     The logged learning rate is Muon's; Adam's follows the same schedule.
     """
+    _check_rates(momentum=momentum, b1=b1, b2=b2)
     rate = learning_rate_schedule(learning_rate, decay, warmup, steps, cooldown)
-    adam_rate = learning_rate_schedule(adam_learning_rate, decay, warmup, steps, cooldown)
+    adam_rate = learning_rate_schedule(
+        adam_learning_rate, decay, warmup, steps, cooldown, "adam_learning_rate"
+    )
     transform = optax_muon(
         rate,
         beta=momentum,

@@ -11,6 +11,9 @@ from jax.sharding import Mesh
 from diffusion_lm import keys, parallel
 from diffusion_lm.types import Array, Objective, Optimizer, Params, Ratio
 
+SPIKE = 2  # what the metric "skipped" says of an update with too large a gradient
+USUAL = 100  # updates whose mean says how large a gradient usually is
+
 
 class Settings(NamedTuple):
     steps: int
@@ -24,6 +27,8 @@ class Settings(NamedTuple):
     num_samples: int
     tensorboard: bool
     start: str
+    patience: int
+    skip_spikes: float
 
 
 def settings(
@@ -39,11 +44,16 @@ def settings(
     num_samples: int = 2,
     tensorboard: bool = False,
     start: str = "random",
+    patience: int = 1800,
+    skip_spikes: float = 0.0,
 ) -> Settings:
     """The loop's settings. `batch_size` is global; `ema` is the decay of the averaged parameters
     that are evaluated and sampled from (0: none); `keep` is how many checkpoints stay;
     `num_samples` are printed at each evaluation; `start` is "random", "bigram"
-    (bigram.py) or the folder of a run of the same tokens, whose network is taken (graft.py)."""
+    (bigram.py) or the folder of a run of the same tokens, whose network is taken (graft.py);
+    after `patience` seconds without a step, evaluations aside, a run ends (watchdog.py; 0: never);
+    after the first hundred steps an update is skipped whose gradient's norm is more than
+    `skip_spikes` times what is usual (0: none is)."""
     given = Settings(**locals())
     for name in ("batch_size", "microbatches", "log_every", "eval_every", "keep"):
         if getattr(given, name) < 1:
@@ -52,6 +62,10 @@ def settings(
         raise ValueError(f"train.steps must be 0 (only put together) or more, got {steps}")
     if checkpoint_every < 1 or num_samples < 0:
         raise ValueError("train.checkpoint_every must be positive, train.num_samples not negative")
+    if skip_spikes and not skip_spikes > 1:
+        raise ValueError(f"train.skip_spikes must be 0 (none) or more than 1, got {skip_spikes}")
+    if patience < 0:
+        raise ValueError(f"train.patience must be 0 (for ever) or more seconds, got {patience}")
     if not 0 <= ema < 1:
         raise ValueError(f"train.ema must lie in [0, 1), got {ema}")
     if batch_size % microbatches:
@@ -70,15 +84,20 @@ class TrainState(NamedTuple):
 
     step: Array  # int32[], updates done; also the position in the data
     params: Params
-    opt_state: optax.OptState
+    opt_state: optax.OptState  # with skip_spikes, (that, the usual norm of the gradient)
     ema: Params | None  # of what is trained
 
 
-def init_state(objective: Objective, optimizer: Optimizer, *, seed: int, ema: float) -> TrainState:
+def init_state(
+    objective: Objective, optimizer: Optimizer, *, seed: int, ema: float, skip_spikes: float = 0.0
+) -> TrainState:
     """A new state; pure, so it can be jitted with shardings or shape-evaluated."""
     params = objective.init(keys.stream(seed, "init"))
     mine = trained(objective, params)
-    return TrainState(jnp.int32(0), params, optimizer.transform.init(mine), averaged(mine, ema))
+    opt_state = optimizer.transform.init(mine)
+    if skip_spikes:
+        opt_state = opt_state, jnp.float32(0)
+    return TrainState(jnp.int32(0), params, opt_state, averaged(mine, ema))
 
 
 def trained(objective: Objective, params: Params) -> Params:
@@ -104,13 +123,16 @@ def make_train_step(
     seed: int,
     microbatches: int = 1,
     ema: float = 0.0,
+    skip_spikes: float = 0.0,
 ):
     """(state, global batch) -> (state, metrics), to be jitted with a donated state.
 
     The gradient is that of sum(loss) / sum(tokens) over the whole global batch. Noise depends on
     (seed, step, row) alone, so the number of microbatches and devices does not change the masks.
     If the loss or its gradient is not finite anywhere, all but the step stays as it was, on all
-    devices alike, and the metric "skipped" is 1.
+    devices alike, and the metric "skipped" is 1. It is SPIKE, and the same happens, if the norm of
+    the gradient is more than `skip_spikes` times the mean of about the last USUAL ones, in which a
+    larger one counts as just that much: so norms that have risen for good are soon usual.
     """
 
     def total(mine, params, batch, key):
@@ -147,11 +169,19 @@ def make_train_step(
             return mine, opt_state, average
 
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(nats) & jnp.isfinite(norm)
-        before = mine, state.opt_state, state.ema
-        new, opt_state, average = jax.lax.cond(finite, updated, lambda *same: same, *before)
+        fine = finite = jnp.isfinite(nats) & jnp.isfinite(norm)
+        opt_state, usual = state.opt_state if skip_spikes else (state.opt_state, None)
+        if skip_spikes:
+            most = jnp.where(state.step < USUAL, jnp.inf, skip_spikes * usual)
+            fine = finite & (norm <= most)
+            change = (jnp.minimum(norm, most) - usual) / jnp.minimum(state.step + 1, USUAL)
+            usual = jnp.where(finite, usual + change, usual)
+        before = mine, opt_state, state.ema
+        new, opt_state, average = jax.lax.cond(fine, updated, lambda *same: same, *before)
+        opt_state = (opt_state, usual) if skip_spikes else opt_state
         metrics["grad_norm"] = Ratio(norm, jnp.float32(1))
-        metrics["skipped"] = Ratio(1 - finite.astype(jnp.float32), jnp.float32(1))
+        skipped = jnp.where(fine, 0.0, jnp.where(finite, SPIKE, 1.0))
+        metrics["skipped"] = Ratio(skipped, jnp.float32(1))
         return TrainState(state.step + 1, state.params | new, opt_state, average), metrics
 
     return train_step

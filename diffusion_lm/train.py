@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from diffusion_lm import build, checkpoint, evaluate, lock, metrics, parallel, step
+from diffusion_lm import build, checkpoint, evaluate, lock, metrics, parallel, step, watchdog
 from diffusion_lm import config as configs
 from diffusion_lm import sample as sampling
 
@@ -27,7 +27,7 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
     returns 0, or 128 + the number of the signal (SIGINT, SIGTERM) that asked it to stop, the state
     saved. Raises ValueError or OSError for what a user can mend; the run raises OSError if a
     checkpoint cannot be written, and FloatingPointError after MOST_SKIPPED updates in a row that
-    were not finite. No other run can use `workdir` before this one has ended.
+    were skipped. No other run can use `workdir` before this one has ended.
     """
     setup = build.setup(config, workdir)
     build.check_batches(config, setup, train=True)
@@ -49,13 +49,16 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
     def trained() -> int:
         state = None if saves.latest() is None else saves.restore(setup.abstract)
         number = -1 if state is None else int(state.step)
+        # that of the state, which need not be the newest record; an older run's has none
+        unlogged = {} if state is None else saves.record().get("unlogged", {})
+        record["unlogged"] = unlogged
         if number >= config.train.steps and _inspected(config, workdir):
             say(f"{workdir} is finished: step {number} of {config.train.steps}")
             saves.close()
             return 0
         # config.json last: it says that a run has begun here
         _write(workdir, setup.parts.data.files | {"config.json": configs.to_json(config)})
-        with Stop() as stop:
+        with Stop() as stop, watchdog.Watchdog(workdir, config.train.patience) as watch:
             if state is None:
                 state = setup.init()
                 size = f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters"
@@ -66,7 +69,7 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
                 say(f"going on from step {int(state.step)} in {workdir}")
             try:
                 state, number = _loop(
-                    config, setup, translator, state, saves, record, workdir, stop
+                    config, setup, translator, state, saves, record, workdir, stop, watch
                 )
                 saves.save(number, state, record)
             finally:
@@ -124,7 +127,15 @@ def _write(workdir: str, files: dict[str, str]) -> None:
 
 
 def _loop(
-    config: ConfigDict, setup: build.Setup, translator, state, saves, record, workdir: str, stop
+    config: ConfigDict,
+    setup: build.Setup,
+    translator,
+    state: step.TrainState,
+    saves: checkpoint.Checkpoints,
+    record: dict,
+    workdir: str,
+    stop: "Stop",
+    watch: watchdog.Watchdog,
 ):
     """Trains until the last step or a stop; returns the state and its step."""
     parts, mesh, options = setup.parts, setup.mesh, step.settings(**config.train)
@@ -135,11 +146,17 @@ def _loop(
     log.rewind(start, again=due)
     inspect = _inspection(config, setup, translator, workdir, log, start, due)
     if due:
-        with stop.interruptible():
+        with stop.interruptible(), watch.paused():
             inspect(state, start)
         if stop.asked:
             return state, start
-    meter = metrics.Meter(parts.objective, parts.data, setup.abstract.params, options.batch_size)
+    meter = metrics.Meter(
+        parts.objective,
+        parts.data,
+        setup.abstract.params,
+        options.batch_size,
+        unlogged=record["unlogged"],
+    )
     train_step = build.train_step(config, setup)
     batches = parts.data.batches(
         "train",
@@ -156,15 +173,21 @@ def _loop(
     watched = sys.stderr.isatty() and jax.process_index() == 0
     with tqdm(total=options.steps, initial=start, unit="step", disable=not watched) as bar:
         for number in range(start + 1, options.steps + 1):
-            state, out = train_step(state, parallel.global_batch(mesh, next(batches)))
+            batch = parallel.global_batch(mesh, next(batches))
+            watch.step = number
+            state, out = train_step(state, batch)
             if waiting is not None:
                 _take(meter, *waiting)
             waiting = out, number
             stopping = stop.agreed(number)
-            last = stopping or number == options.steps
-            if last or number % options.log_every == 0:
+            ended = number == options.steps
+            logging = ended or number % options.log_every == 0
+            saving = ended or stopping or number % options.checkpoint_every == 0
+            inspecting = (ended or number % options.eval_every == 0) and not stopping
+            if logging or saving or inspecting:
                 _take(meter, *waiting)
                 waiting = None
+            if logging:
                 saves.check()
                 row = meter.row(number, parts.optimizer.learning_rate(number - 1))
                 log.write(row)
@@ -176,11 +199,10 @@ def _loop(
                     say(f"step {number}/{options.steps}: {text}, {minutes:.1f} min of steps left")
             bar.update()
             with meter.paused():
-                ended = number == options.steps
-                if ended or number % options.checkpoint_every == 0:
+                if saving:
                     saves.save(number, state, record)
-                if (ended or number % options.eval_every == 0) and not stopping:
-                    with stop.interruptible():
+                if inspecting:
+                    with stop.interruptible(), watch.paused():
                         inspect(state, number)
             if stop.asked:
                 break
@@ -191,12 +213,16 @@ def _take(meter: metrics.Meter, out, number: int) -> None:
     """Hands the metrics of step `number` to the meter, and speaks of an update that was skipped."""
     if meter.add(out):
         return
-    say(f"step {number}: the loss or its gradient is not finite; this update is skipped")
-    if meter.skipped_in_a_row == MOST_SKIPPED:
+    seen = metrics.means(out)
+    why = "the loss or its gradient is not finite"
+    if seen["skipped"] == step.SPIKE:
+        why = f"the gradient's norm is {seen['grad_norm']:.3g}, a spike"
+    say(f"step {number}: {why}; this update is skipped")
+    if meter.unlogged["skipped_in_a_row"] == MOST_SKIPPED:
         raise FloatingPointError(
-            f"stopped at step {number}: {MOST_SKIPPED} updates in a row were not finite. They are "
-            "in no checkpoint. A lower optimizer.learning_rate may help: in a new workdir, with "
-            "train.start=THIS_WORKDIR to go on from these parameters"
+            f"stopped at step {number}: {MOST_SKIPPED} updates in a row were skipped, the last "
+            f"since {why}. They are in no checkpoint. A lower optimizer.learning_rate may help: in "
+            "a new workdir, with train.start=THIS_WORKDIR to go on from these parameters"
         )
 
 
@@ -267,7 +293,8 @@ class _Interrupted(BaseException):
 
 
 class Stop:
-    """Notes SIGINT and SIGTERM, so that the loop can save and end; a second one ends at once."""
+    """Notes SIGINT and SIGTERM, so that the loop can save and end; a second one ends at once: what
+    waits for a save could wait for ever, so nothing is waited for."""
 
     EVERY = 10  # steps between two talks of the processes of a job about stopping
 
@@ -301,10 +328,12 @@ class Stop:
 
     def _note(self, number, frame) -> None:
         if self.signal:
-            raise KeyboardInterrupt
+            os.write(2, b"\ndiffusion_lm: ended at once; nothing since the newest checkpoint\n")
+            os._exit(130)
         self.signal = number
         name = signal.Signals(number).name
-        print(f"\n{name}: saving at the next step; once more ends at once", file=sys.stderr)
+        # not print, which may be what the signal has interrupted
+        os.write(2, f"\n{name}: saving at the next step; once more ends at once\n".encode())
         if self._inside:
             raise _Interrupted
 

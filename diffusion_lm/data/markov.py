@@ -41,6 +41,8 @@ def make(
     for name, given in (("train_windows", train_windows), ("other_windows", other_windows)):
         if given < 1:
             raise ValueError(f"data.{name} must be at least 1, got {given}")
+    if source_seed < 0:
+        raise ValueError(f"data.source_seed must not be negative, got {source_seed}")
     rng = np.random.default_rng(source_seed)
     table = rng.dirichlet(np.full(vocab_size, concentration), size=(vocab_size,) * order)
     table = (1 - NOISE) * table + NOISE / vocab_size

@@ -216,7 +216,7 @@ def _jsonl(path: pathlib.Path, source_field: str, target_field: str) -> Opened:
                     content = json.loads(line)
                     pair = content[source_field], content[target_field]
                     "".join(pair).encode()
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     raise ValueError(
                         f"{file}, line {number}: wanted a JSON object with strings "
                         f"{source_field!r} and {target_field!r}"

@@ -269,7 +269,7 @@ def _read_jsonl(file: pathlib.Path) -> Iterator[str]:
                 try:
                     text = json.loads(content)["text"]
                     text.encode()
-                except (ValueError, KeyError, TypeError, AttributeError):
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     raise ValueError(
                         f"{file}, line {number}: wanted a JSON object with a string 'text'"
                     ) from None

@@ -238,22 +238,32 @@ def _read_cache(folder: pathlib.Path, tokenizer, length: int) -> dict[str, Windo
     for split in sources.SPLITS:
         path = folder / f"{split}.bin"
         tokens = _map(path, _dtype(tokenizer))
-        count = facts[split]["tokens"]
-        if len(tokens) != count * length + facts[split]["dropped"]:
+        try:
+            known = Windows(**facts[split])
+            count, dropped = known.tokens, known.dropped
+            whole = count * length + dropped
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"cache folder {folder} is damaged, remove it: {error}") from None
+        if len(tokens) != whole:
             raise ValueError(f"{path} has {len(tokens)} tokens, not those written; remove {folder}")
         tokens = tokens[: count * length].reshape(count, length)
-        _check_ids(tokens, tokenizer.vocab_size, path)
-        splits[split] = Windows(**facts[split] | {"tokens": tokens})
+        if _checked(tokens, tokenizer.vocab_size, path) != known.fingerprint:
+            raise ValueError(f"{path} has not the tokens that were written; remove {folder}")
+        splits[split] = known._replace(tokens=tokens)
     return splits
 
 
-def _check_ids(tokens: np.ndarray, vocab_size: int, path: pathlib.Path) -> None:
-    """Raises on an id that is too large: a gather on the device would quietly clamp it."""
+def _checked(tokens: np.ndarray, vocab_size: int, path: pathlib.Path) -> str:
+    """The fingerprint. Raises on an id that is too large: a gather on the device would quietly
+    clamp it."""
+    digest = hashlib.sha256()
     for i in range(0, len(tokens), _CHUNK):
         part = tokens[i : i + _CHUNK].reshape(-1)
+        digest.update(part.tobytes())
         if part.min() < 0 or part.max() >= vocab_size:
             at = int(np.argmax((part < 0) | (part >= vocab_size)))
             raise ValueError(
                 f"{path}: id {part[at]} at token {i * tokens.shape[1] + at}, "
                 f"wanted 0..{vocab_size - 1}; remove {path.parent}"
             )
+    return digest.hexdigest()[:16]

@@ -93,7 +93,8 @@ def _shards(index: str) -> dict[str, Tensor]:
     if type(where) is not dict or any(type(name) is not str for name in where.values()):
         raise ValueError(f"{index}: weight_map must be an object of file names")
     for name in sorted(set(where.values())):
-        if os.path.basename(name) != name or not name.endswith(".safetensors") or "\\" in name:
+        plain = os.path.basename(name) == name and "\\" not in name and len(name) < 256
+        if not plain or not name.endswith(".safetensors"):
             raise ValueError(
                 f"{index}: {name!r:.100} is no plain file name that ends in .safetensors; shards "
                 "must lie beside the index"

@@ -148,6 +148,7 @@ def make(
     text, places differ; with `classes` a label joins the time in conditioning every layer.
     """
     positive = {"layers": layers, "width": width, "heads": heads, "inputs": inputs}
+    positive["condition_width"] = condition_width
     for name, value in positive.items():
         if value < 1:
             raise ValueError(f"network.{name} must be positive, got {value}")

@@ -430,9 +430,17 @@ def test_damaged_cache(tmp_path):
     content.tofile(file)
     with pytest.raises(ValueError, match=r"train\.bin: id 257 at token 37, wanted 0\.\.256"):
         files(folder, cache_dir=str(cache))
+    content[37] = 98  # an id like others, but not what was written
+    content.tofile(file)
+    with pytest.raises(ValueError, match=r"train\.bin has not the tokens that were written"):
+        files(folder, cache_dir=str(cache))
     content[:-1].tofile(file)
     with pytest.raises(ValueError, match=r"train\.bin has \d+ tokens, not those written"):
         files(folder, cache_dir=str(cache))
+    for facts in ("[]", '{"train": {}}', '{"train": {"tokens": 1}}'):
+        (entry / "windows.json").write_text(facts)
+        with pytest.raises(ValueError, match="is damaged, remove it"):
+            files(folder, cache_dir=str(cache))
     (entry / "windows.json").unlink()
     with pytest.raises(ValueError, match="is damaged, remove it"):
         files(folder, cache_dir=str(cache))

@@ -255,7 +255,7 @@ def start(repeats: int):
     with tempfile.TemporaryDirectory() as folder:
         env = dict(os.environ, JAX_COMPILATION_CACHE_DIR="")
         warm = dict(env, JAX_COMPILATION_CACHE_DIR=os.path.join(folder, "cache"))
-        warm["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        warm["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         for turn in range(min(repeats, 3) + 1):
             row = {"import": _child(importing, env)}
             for name, env_of in (("cold", env), ("cached", warm)):

@@ -1,11 +1,21 @@
 """Eight CPU devices for the whole suite, and quick compilation; set before JAX starts."""
 
+import gc
 import os
 import random
+import tempfile
 
 # Tests compile many tiny programs and run each once: the compiler's effort would be most of it.
-FAST = "--xla_backend_optimization_level=0"
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FAST += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST}".strip()
+# A run that goes on, is evaluated or has other processes compiles the same programs again; the
+# folder is of this process and those that it starts, so that nothing is left to another session.
+PROGRAMS = tempfile.TemporaryDirectory(prefix="programs")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+gc.set_threshold(100_000)  # tracing makes many objects, of which few are garbage
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

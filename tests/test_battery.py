@@ -1,5 +1,6 @@
 """What every objective must pass; a new file in objectives/ is picked up without editing this."""
 
+import functools
 import importlib
 import math
 import pkgutil
@@ -43,9 +44,43 @@ TINY = {
 }
 
 
-def tiny_objective(module, options):
+# Every test of a case has the same programs, and batches of as many rows: each is compiled once.
+ROWS, SEED, EMA = 16, 0, 0.9
+OPTIMIZER = optim.adamw(steps=60, learning_rate=1e-2, warmup=0)
+
+
+@functools.cache
+def _tiny(module, options):
     network = TINY[getattr(module, "NETWORK", "transformer")]
-    return toy.objective(module, network, vocab_size=7, length=8, **options)
+    objective = toy.objective(module, network, vocab_size=7, length=8, **dict(options))
+    state = jax.jit(lambda: step.init_state(objective, OPTIMIZER, seed=SEED, ema=EMA))()
+    return objective, jax.device_get(state), jax.jit(partial(objective.loss, train=True))
+
+
+def tiny(module, options):
+    """(objective with a tiny network, its train state as numpy, its compiled training loss)."""
+    return _tiny(module, tuple(options.items()))
+
+
+@functools.cache
+def _train_step(module, options, devices, microbatches):
+    mesh = parallel.make_mesh(devices=jax.devices()[:devices])
+    objective = _tiny(module, options)[0]
+    train = step.make_train_step(
+        objective, OPTIMIZER, mesh=mesh, seed=SEED, microbatches=microbatches, ema=EMA
+    )
+    return mesh, jax.jit(train, donate_argnums=0)
+
+
+def trained(module, options, x, steps, devices=1, microbatches=1):
+    """The metrics of some train steps on the windows x, on so many devices, and the last state."""
+    mesh, train = _train_step(module, tuple(options.items()), devices, microbatches)
+    state = jax.device_put(tiny(module, options)[1], parallel.replicated(mesh))
+    seen = []
+    for _ in range(steps):
+        state, metrics = train(state, parallel.global_batch(mesh, example(module, x)))
+        seen.append([float(r.sum / r.count) for n, r in metrics.items() if n != "grad_norm"])
+    return seen, jax.device_get(state)
 
 
 def exact(options):
@@ -110,86 +145,54 @@ def test_zero_network_gives_log_v(module, options):
 
 @pytest.mark.parametrize("module,options", CASES)
 def test_loss_has_the_contract(module, options):
-    objective = tiny_objective(module, options)
-    params = jax.jit(objective.init)(jax.random.key(0))
-    assert isinstance(params, dict)
-    loss = jax.jit(partial(objective.loss, train=True))
-    out = loss(params, keys.number(example(module, np.zeros((4, 8)))), jax.random.key(1))
-    chex.assert_shape([out.loss, out.tokens], (4,))
+    _, state, loss = tiny(module, options)
+    assert isinstance(state.params, dict)
+    batch = keys.number(example(module, np.zeros((ROWS, 8))))
+    out = loss(state.params, batch, jax.random.key(1))
+    chex.assert_shape([out.loss, out.tokens], (ROWS,))
     chex.assert_type([out.loss, out.tokens], jnp.float32)
     if "nats_per_token" in out.metrics:
-        assert float(out.tokens.sum()) == 32
+        assert float(out.tokens.sum()) == 8 * ROWS
     else:  # not a likelihood, as EDLM's contrast
         assert out.metrics
     chex.assert_tree_all_finite(out)
 
 
-def losses(module, options, devices, microbatches, batch_size=16, steps=2):
-    """The metrics of a few train steps on a mesh of `devices`, and the final parameters."""
-    objective = tiny_objective(module, options)
-    optimizer = optim.adamw(steps=10, learning_rate=1e-2, warmup=0)
-    mesh = parallel.make_mesh(devices=jax.devices()[:devices])
-    state = jax.jit(
-        lambda: step.init_state(objective, optimizer, seed=0, ema=0.9),
-        out_shardings=parallel.replicated(mesh),
-    )()
-    train = step.make_train_step(
-        objective, optimizer, mesh=mesh, seed=0, microbatches=microbatches, ema=0.9
-    )
-    train = jax.jit(train, donate_argnums=0)
-    x = np.random.default_rng(0).integers(0, 7, (batch_size, 8), np.int32)
-    seen = []
-    for _ in range(steps):
-        state, metrics = train(state, parallel.global_batch(mesh, example(module, x)))
-        seen.append([float(r.sum / r.count) for n, r in metrics.items() if n != "grad_norm"])
-    return seen, jax.device_get(state.params)
-
-
 @pytest.mark.parametrize("module,options", CASES)
 def test_devices_and_microbatches_change_nothing(module, options):
     """Same masks, dropout and loss on 1, 2, 8 devices and for 1, 2 microbatches."""
-    want, params = losses(module, options, 1, 1)
-    layouts = [(2, 2), (8, 1)]
-    for devices, microbatches in layouts:
-        got, other = losses(module, options, devices, microbatches)
+    x = np.random.default_rng(0).integers(0, 7, (ROWS, 8), np.int32)
+    want, state = trained(module, options, x, 2)
+    for devices, microbatches in [(2, 2), (8, 1)]:
+        got, other = trained(module, options, x, 2, devices, microbatches)
         np.testing.assert_allclose(got, want, rtol=2e-6)
-        chex.assert_trees_all_close(other, params, atol=2e-5)
+        chex.assert_trees_all_close(other.params, state.params, atol=2e-5)
 
 
 @pytest.mark.parametrize("module,options", CASES)
 def test_learns_a_constant(module, options):
-    """Twenty steps on a constant text bring the loss far under where it starts."""
-    objective = tiny_objective(module, options)
-    if not step.trained(objective, jax.eval_shape(objective.init, jax.random.key(0))):
+    """Forty steps on a constant text bring the loss far under where it starts."""
+    objective, state, loss = tiny(module, options)
+    if not step.trained(objective, state.params):
         pytest.skip("nothing is trained")
-    optimizer = optim.adamw(steps=60, learning_rate=2e-2, warmup=0)
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    state = jax.jit(lambda: step.init_state(objective, optimizer, seed=0, ema=0))()
-    train = jax.jit(step.make_train_step(objective, optimizer, mesh=mesh, seed=0))
-    batch = example(module, np.full((16, 8), 3))
-
-    @jax.jit
-    def loss(params):
-        numbered = keys.number(batch)
-        return objective.loss(params, numbered, jax.random.key(1), train=False).loss.mean()
-
-    first = loss(state.params)
-    for _ in range(20):
-        state, _ = train(state, batch)
-    assert float(optax.tree.norm(state.params)) < 1e3
-    assert loss(state.params) < 0.7 * first
+    x = np.full((ROWS, 8), 3)
+    _, new = trained(module, options, x, 40)
+    assert float(optax.tree.norm(new.params)) < 1e3
+    batch = keys.number(example(module, x))
+    before, after = (loss(s.params, batch, jax.random.key(1)).loss.mean() for s in (state, new))
+    assert after < 0.7 * before
 
 
 @pytest.mark.parametrize("module,options", CASES)
 def test_loss_is_a_function_of_its_key(module, options):
     """The same key gives the same loss; rows of a batch share no noise."""
-    objective = tiny_objective(module, options)
-    params = jax.jit(objective.init)(jax.random.key(0))
+    objective, state, loss = tiny(module, options)
+    params = state.params
     if objective.exact and not step.trained(objective, params):
         pytest.skip("there is no noise in it")
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(5), p.shape), params)
-    batch = keys.number(example(module, np.tile(np.arange(8) % 7, (16, 1))))
-    loss = jax.jit(partial(objective.loss, train=True))
+    rng = np.random.default_rng(5)
+    params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(p.dtype), params)
+    batch = keys.number(example(module, np.tile(np.arange(8) % 7, (ROWS, 1))))
     first, again, other = (
         np.asarray(loss(params, batch, jax.random.key(k)).loss) for k in (1, 1, 2)
     )

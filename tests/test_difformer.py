@@ -41,11 +41,11 @@ def batch_of(x, src):
 
 
 def moved(objective):
-    params = jax.jit(objective.init)(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    some = jax.random.split(jax.random.key(1), len(leaves))
-    new = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, some, strict=True)]
-    return jax.tree.unflatten(tree, new)
+    """Parameters near the initial ones; none is zero, as some are at first."""
+    rng = np.random.default_rng(1)
+    params = jax.device_get(jax.jit(objective.init)(jax.random.key(0)))
+    moves = jax.tree.map(lambda a: 0.1 * rng.normal(size=a.shape), params)
+    return jax.tree.map(lambda a, move: jnp.asarray(a + move, a.dtype), params, moves)
 
 
 @pytest.mark.parametrize("anchoring", difformer.ANCHORS)
@@ -65,8 +65,14 @@ def test_loss_by_hand(anchoring, smoothing):
     z_0 = np.sqrt(8) * np.asarray(weights["embedding"])[X]
     z_t = np.sqrt(abar) * z_0 + 4 * np.sqrt(1 - abar) * eps
     shown = X != END
-    memory = net.encode(weights, batch["src"])._replace(target=shown)
-    z_hat = np.asarray(net.trunk(weights, z_t, t_B, None, memory), np.float64)
+
+    @jax.jit
+    def predicted(weights, z_t, t_B):
+        memory = net.encode(weights, batch["src"])._replace(target=shown)
+        return net.trunk(weights, z_t, t_B, None, memory), memory.length
+
+    z_hat, length = jax.device_get(predicted(weights, z_t, t_B))
+    z_hat = z_hat.astype(np.float64)
     wanted = ((z_hat - z_0) ** 2).mean(-1)
     logits = (z_0 if anchoring == "rounding" else z_hat) @ np.asarray(weights["embedding"]).T
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -74,7 +80,7 @@ def test_loss_by_hand(anchoring, smoothing):
     if anchoring != "none":
         wanted += -(1 - smoothing) * own - smoothing * log_p.mean(-1)
     n = shown.sum(1)
-    length = -np.asarray(memory.length)[np.arange(2), n]
+    length = -length[np.arange(2), n]
     wanted = np.where(shown, wanted, 0).sum(1) + 0.1 * n * length
     np.testing.assert_allclose(out.loss, wanted, rtol=2e-5)
     np.testing.assert_array_equal(out.tokens, n)
@@ -101,7 +107,8 @@ def test_what_fills_up_a_target_is_not_seen_or_scored():
     model = objective.predict(params, {"src": jnp.asarray(SRC[:1]), "length": jnp.array([2])})
     z = jnp.asarray(np.random.default_rng(0).normal(size=(1, L, model.width)), jnp.float32)
     other = z.at[:, 2:].set(7.0)
-    a, b = (model.denoise(x, jnp.zeros_like(z), jnp.full(1, 0.5)) for x in (z, other))
+    denoise = jax.jit(model.denoise)
+    a, b = (denoise(x, jnp.zeros_like(z), jnp.full(1, 0.5)) for x in (z, other))
     np.testing.assert_allclose(a[:, :2], b[:, :2], rtol=1e-5)
     assert np.abs(np.asarray(a[:, 2:] - b[:, 2:])).max() > 1e-3
 
@@ -135,15 +142,22 @@ def test_self_conditioning_takes_half_of_the_examples_and_no_gradient(self_condi
     params = moved(objective)
     size = 64
     batch = batch_of(np.tile(X[1], (size, 1)), np.tile(SRC[1], (size, 1)))
-    objective.loss(params, batch, jax.random.key(0), train=False)
+
+    @jax.jit
+    def seen(params):
+        calls.clear()
+        objective.loss(params, batch, jax.random.key(0), train=False)
+        return list(calls)
+
+    inputs = jax.device_get(seen(params))
     if not self_conditioning:
-        assert len(calls) == 1 and calls[0].shape[-1] == 8
+        assert len(inputs) == 1 and inputs[0].shape[-1] == 8
         return
-    first, second = (np.asarray(z)[..., 8:] for z in calls)
+    first, second = (z[..., 8:] for z in inputs)
     assert not first.any()
     given = second.any((1, 2))
     assert 18 < given.sum() < 46  # 32, within 3.5 standard deviations
-    np.testing.assert_array_equal(calls[0][..., :8], calls[1][..., :8])
+    np.testing.assert_array_equal(inputs[0][..., :8], inputs[1][..., :8])
     # No gradient flows through the first pass: cutting it off changes no gradient.
     key = jax.random.key(0)
 
@@ -163,8 +177,8 @@ def test_self_conditioning_takes_half_of_the_examples_and_no_gradient(self_condi
     mse = toy.objective(
         difformer, NETWORK, vocab_size=V, length=L, anchoring="none", length_weight=0.0
     )
-    wanted = jax.grad(loss)(params, jnp.asarray(second))
-    got = jax.grad(lambda p: mse.loss(p, batch, key, train=False).loss.sum())(params)
+    wanted = jax.jit(jax.grad(loss))(params, second)
+    got = jax.jit(jax.grad(lambda p: mse.loss(p, batch, key, train=False).loss.sum()))(params)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4 * max(1, np.abs(b).max()))
 
@@ -268,7 +282,7 @@ def test_sampler_stops_early_scales_noise_and_keeps_what_is_given():
         cond = {"src": jnp.tile(SRC[:1], (size, 1)), "length": jnp.full(size, 3)}
         free = jnp.broadcast_to(jnp.arange(L) < 3, (size, L))
         keys_B = jax.random.split(jax.random.key(0), size)
-        out = sampler.sample(params, keys_B, jnp.full((size, L), END), free, cond)
+        out = jax.jit(sampler.sample)(params, keys_B, jnp.full((size, L), END), free, cond)
         jax.block_until_ready(out)
         jax.effects_barrier()
         return out, [tuple(np.asarray(a) for a in call) for call in seen]

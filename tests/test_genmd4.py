@@ -36,6 +36,17 @@ def exact_network(*, inputs, outputs, causal=False, time_input=True):
     return exact._replace(trunk=trunk, head=lambda params, h: jnp.maximum(h, -80.0))
 
 
+def at_one_time(**options):
+    """The exact network for a sampler, whose rows are all at one time: of the 64 states once."""
+    exact = exact_network(**options)
+
+    def trunk(params, tokens, t, keys=None, label=None):
+        every = exact.trunk(params, jnp.asarray(toy.Z), jnp.full(len(toy.Z), t[0]))
+        return every[toy.index(tokens)]
+
+    return exact._replace(trunk=trunk)
+
+
 def wrong_network(*, inputs, outputs, causal=False, time_input=True):
     """Some prediction with parameters, the same at any time."""
     table = np.random.default_rng(3).normal(size=(len(toy.Z), toy.L, toy.V))
@@ -182,7 +193,7 @@ def kernel_law(times):
 def test_sampler_law_is_the_enumerated_kernel_and_tends_to_the_data():
     from test_samplers import FREE, UNKNOWN, assert_law
 
-    objective, params = made(exact_network)
+    objective, params = made(at_one_time)
     sampler = state_dependent.make(objective=objective, num_steps=4, grid="uniform")
     keys_B = keys.rows(jax.random.key(1), jnp.arange(len(FREE)))
     out = jax.jit(sampler.sample)(params, keys_B, UNKNOWN, FREE)
@@ -200,8 +211,8 @@ def test_infilling_and_unknown_positions(given):
     x^1 given or unknown as well: with many steps, the exact conditional law of x^0."""
     from test_samplers import FREE, UNKNOWN
 
-    objective, params = made(exact_network)
-    prompt, free = UNKNOWN[:50_000].copy(), np.zeros_like(FREE[:50_000])
+    objective, params = made(at_one_time)
+    prompt, free = UNKNOWN[:25_000].copy(), np.zeros_like(FREE[:25_000])
     free[:, 0] = True
     fits = np.ones(len(toy.X), bool)
     if given:
@@ -211,7 +222,8 @@ def test_infilling_and_unknown_positions(given):
     out = np.asarray(jax.jit(sampler.sample)(params, keys_B, prompt, free).tokens)
     np.testing.assert_array_equal(out[:, 1:], prompt[:, 1:])
     want = np.bincount(toy.X[fits, 0], toy.P_X[fits]) / toy.P_X[fits].sum()
-    assert np.abs(np.bincount(out[:, 0], minlength=toy.V) / len(out) - want).max() < 0.012
+    gap = np.abs(np.bincount(out[:, 0], minlength=toy.V) / len(out) - want).max()
+    assert gap < 0.012  # 3.8 standard errors of a half, the largest
 
 
 def test_large_exponents_do_not_poison_the_others():

@@ -15,14 +15,12 @@ import jax
 import numpy as np
 import pytest
 from test_readme import script
-from test_runs import rows, state_of, write_config
+from test_runs import SMALL, rows, state_of, write_config
 
 from diffusion_lm import checkpoint, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
-# a job of two processes takes 20 s of a core, nearly all of it to compile
-SMALL = {"network.layers": 1, "train.ema": 0.0, "train.num_samples": 0, "train.eval_every": 100000}
 
 
 def latest(workdir):

@@ -80,22 +80,21 @@ def prompts(name):
     return prompt, free
 
 
-def traced(name, **more):
+def drawn_by(name, traced=True, **more):
+    """(samples, prompt, what is free) of 64 rows."""
     sampler, params = made(name, **more)
     prompt, free = prompts(name)
     keys_B = keys.rows(keys.stream(5, "sample"), jnp.arange(len(prompt)))
-    run = jax.jit(sampler.sample, static_argnames="traced")
-    out = run(params, keys_B, prompt, free, traced=True)
-    plain = run(params, keys_B, prompt, free)
-    return jax.tree.map(np.asarray, (out, plain)), prompt, free
+    out = jax.jit(partial(sampler.sample, traced=traced))(params, keys_B, prompt, free)
+    return jax.tree.map(np.asarray, out), prompt, free
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_trace_ends_in_the_sample(name):
     """It changes nothing of the sample; what is given or stays unknown stands in every step; what
     is free is drawn, with a probability, and by most samplers once."""
-    (out, plain), prompt, free = traced(name)
-    trace = out.trace
+    out, prompt, free = drawn_by(name)
+    plain, trace = drawn_by(name, traced=False)[0], out.trace
     assert plain.trace is None
     np.testing.assert_array_equal(out.tokens, plain.tokens)
     assert out.calls == plain.calls
@@ -126,9 +125,10 @@ def test_a_trace_ends_in_the_sample(name):
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("predictor_corrector",)])
 def test_probabilities_are_those_of_the_prediction(name):
     """Of what was seen before the step, whatever the temperature; by the table of the toy."""
-    (out, _), _, free = traced(name, temperature=0.5, top_p=0.9)
+    out, _, free = drawn_by(name, temperature=0.5, top_p=0.9)
     states, prob = np.concatenate([out.trace.start[None], out.trace.tokens]), out.trace.prob
-    checked = 0
+    checked, schedule = 0, test_sedd.exact("uniform").process(PARAMS).schedule
+    clean_given_others = jax.jit(toy.clean_given_others)
     for i, row, place in np.argwhere(~np.isnan(prob)):
         if row >= 40 and name in ("state_dependent", "score_uniform"):
             continue  # what stays unknown is drawn along, and not told
@@ -141,9 +141,8 @@ def test_probabilities_are_those_of_the_prediction(name):
             if i % 2 == 0 and i:
                 continue
             t = 1 - (i + 1) // 2 / 5
-            process = test_sedd.exact("uniform").process(PARAMS)
-            alpha = process.schedule.alpha(jnp.float32(min(t, 1 - 1e-6)))
-            clean = toy.clean_given_others(jnp.asarray(z)[None], alpha[None])
+            alpha = np.asarray(schedule.alpha(jnp.float32(min(t, 1 - 1e-6))))
+            clean = np.asarray(clean_given_others(z[None], alpha[None]))
             want = (alpha * clean + (1 - alpha) / toy.V)[0, place, token]
         elif name == "routing_multinomial":
             want = TABLE[token]
@@ -256,7 +255,7 @@ def test_effective_sample_sizes_stand_at_their_steps():
 
 def test_noise_that_is_no_mask_is_a_step():
     """The text before knows nothing; then there is noise, without probabilities."""
-    (out, _), prompt, free = traced("score_uniform")
+    out, prompt, free = drawn_by("score_uniform")
     for row, steps in enumerate(sample.steps_of(out, prompt, 0)):
         np.testing.assert_array_equal(steps[0].places, np.flatnonzero(free[row]))
         assert np.isnan(steps[0].prob).all()

@@ -148,7 +148,8 @@ def test_the_trained_tokenizer_stays_with_the_run(folder, capsys):
             (texts / f"{split}.{side}").write_text("\n".join(lines) + "\n")
     data = {"name": "pairs", "source": "files", "path": str(texts), "length": 24}
     data |= {"source_suffix": "de", "target_suffix": "en", "vocab_size": 280, "buckets": 2}
-    path = write_config(folder, "bpe", data, "difformer", "gaussian")
+    likelihood = {"valid": {"name": "likelihood", "batch_size": 8}}
+    path = write_config(folder, "bpe", data, "ar", "autoregressive", evaluators=likelihood)
     workdir = folder / "bpe"
     assert main.main([f"--config={path}", f"--workdir={workdir}"]) == 0
     before = (workdir / "tokenizer.json").read_text()

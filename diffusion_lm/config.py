@@ -166,6 +166,7 @@ def _complete(config: ConfigDict, renamed: set[str], coming: dict[str, str]) -> 
 
 
 def _unknown(given: str, choices: list[str]) -> str:
+    given = f"{given:.200}"
     near = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else f"; choices: {', '.join(sorted(choices))}"
     return f"unknown field {given}{hint}"
@@ -181,14 +182,14 @@ def _members(hint) -> tuple:
 def _checked(field: str, value, hint):
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (tuple, list)):
-            raise ValueError(f"{field} must be several values, got {value!r}")
+            raise ValueError(f"{field} must be several values, got {value!r:.200}")
         return tuple(_checked(field, item, typing.get_args(hint)[0]) for item in value)
     wanted = _members(hint)
     if type(value) is int and float in wanted and int not in wanted:
         value = float(value)
     if type(value) not in wanted:
         names = " or ".join(w.__name__.replace("NoneType", "none") for w in wanted)
-        raise ValueError(f"{field} must be {names}, got {value!r}")
+        raise ValueError(f"{field} must be {names}, got {value!r:.200}")
     return value
 
 

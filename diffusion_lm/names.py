@@ -93,7 +93,7 @@ def find(section: str, name: str | None = None):
         except (ModuleNotFoundError, AttributeError) as error:
             if isinstance(error, ModuleNotFoundError) and not error.name.startswith("diffusion_lm"):
                 raise
-    raise ValueError(f"unknown config.{section}.name {name!r}; choices: {choices(section)}")
+    raise ValueError(f"unknown config.{section}.name {name!r:.200}; choices: {choices(section)}")
 
 
 def schema(config: ConfigDict, section: str) -> tuple[dict, dict]:

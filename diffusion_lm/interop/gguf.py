@@ -278,7 +278,8 @@ def read(name: str, tensor: Tensor) -> np.ndarray:
         raw = np.fromfile(file, np.uint8, math.prod(shape))
     if len(raw) < math.prod(shape):
         raise ValueError(f"{tensor.path}: tensor {name!r} is cut short")
-    values = _library().dequantize(raw.reshape(shape), kind).reshape(tensor.shape)
+    with np.errstate(all="ignore"):  # what is not finite is named below
+        values = _library().dequantize(raw.reshape(shape), kind).reshape(tensor.shape)
     safetensors.check_finite(tensor.path, name, values)
     if tensor.head:
         pairs = values.reshape(-1, tensor.head // 2, 2, tensor.shape[-1])

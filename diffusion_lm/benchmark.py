@@ -218,22 +218,21 @@ def sampling(repeats: int):
     draw = jax.jit(ours.sample).lower(params, keys_B, prompt, free).compile()
 
     @jax.jit
-    def textbook(params, z_BL, t):
-        """The first steps of T = 1000, one uniform time after the other."""
+    def textbook(params, z_BL):
+        """The first steps of T = 1000, from t = 1 down, on a uniform grid."""
         denoiser, mask = objective.predict(params), vocab_size
 
-        def step(z_BL, t):
-            h = denoiser.trunk(z_BL, jnp.full(size, t))
-            drawn = categorical.draw_or_mask_float32(
-                keys.places(keys.rows_fold(keys_B, t), LENGTH), denoiser.head(h), 1 / num_steps / t
-            )
+        def step(z_BL, i):
+            h = denoiser.trunk(z_BL, jnp.full(size, i / num_steps))
+            keys_BL = keys.places(keys.rows_fold(keys_B, i), LENGTH)
+            reveal = 1 / i.astype(jnp.float32)
+            drawn = categorical.draw_or_mask_float32(keys_BL, denoiser.head(h), reveal)
             return jnp.where(z_BL == mask, drawn, z_BL), None
 
-        return jax.lax.scan(step, z_BL, t)[0]
+        return jax.lax.scan(step, z_BL, jnp.arange(num_steps, num_steps - timed, -1))[0]
 
-    t = 1 - jnp.arange(timed) / num_steps
     cases = {
-        "textbook": lambda: textbook(params, prompt, t),
+        "textbook": lambda: textbook(params, prompt),
         "ours": lambda: draw(params, keys_B, prompt, free),
     }
     found = in_turns(cases, min(repeats, 3))

@@ -322,6 +322,7 @@ def train_step(config: ConfigDict, made: Setup) -> Callable:
         mesh=made.mesh,
         seed=config.seed,
         microbatches=options.microbatches,
+        exact=options.exact,
         ema=options.ema,
         skip_spikes=options.skip_spikes,
     )
@@ -341,7 +342,8 @@ def check_batches(config: ConfigDict, made: Setup, *, train: bool) -> None:
             )
     if not train:
         return
-    shards *= options.microbatches
+    train_step(config, made)  # raises if its options and the mesh do not fit
+    shards = options.microbatches if options.exact else shards * options.microbatches
     if options.batch_size % shards:
         raise ValueError(
             f"train.batch_size {options.batch_size} is not divisible by {shards} (mesh "

@@ -215,7 +215,7 @@ def _checksum(a):
     x = bits ^ place
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    # Eight rows in one pass and the last axis last: loops of vectors, four times as fast as x.sum().
+    # Eight rows in one pass and the last axis last: loops of vectors, in half the time of one sum.
     if a.ndim > 1:
         axis = int(np.argmax(a.shape[:-1]))
         eights = a.shape[axis] // 8

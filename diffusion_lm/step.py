@@ -1,15 +1,16 @@
 """The state of a run and the compiled train step: microbatches, gradient, update, EMA."""
 
 import importlib.util
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from diffusion_lm import keys, parallel
-from diffusion_lm.types import Array, Objective, Optimizer, Params, Ratio
+from diffusion_lm.types import BATCH_AXES, Array, Objective, Optimizer, Params, Ratio
 
 SPIKE = 2  # what the metric "skipped" says of an update with too large a gradient
 USUAL = 100  # updates whose mean says how large a gradient usually is
@@ -19,6 +20,7 @@ class Settings(NamedTuple):
     steps: int
     batch_size: int
     microbatches: int
+    exact: bool
     ema: float
     log_every: int
     eval_every: int
@@ -36,6 +38,7 @@ def settings(
     steps: int,
     batch_size: int,
     microbatches: int = 1,
+    exact: bool = False,
     ema: float = 0.0,
     log_every: int = 100,
     eval_every: int = 1000,
@@ -47,12 +50,13 @@ def settings(
     patience: int = 1800,
     skip_spikes: float = 0.0,
 ) -> Settings:
-    """The loop's settings. `batch_size` is global; `ema` is the decay of the averaged parameters
-    that are evaluated and sampled from (0: none); `keep` is how many checkpoints stay;
-    `num_samples` are printed at each evaluation; `start` is "random", "bigram"
-    (bigram.py) or the folder of a run of the same tokens, whose network is taken (graft.py);
-    after `patience` seconds without a step, evaluations aside, a run ends (watchdog.py; 0: never);
-    after the first hundred steps an update is skipped whose gradient's norm is more than
+    """The loop's settings. `batch_size` is global; with `exact` the parameters are the same bit for
+    bit on any number of devices that divides `microbatches` (see make_train_step); `ema` is the
+    decay of the averaged parameters that are evaluated and sampled from (0: none); `keep` is how
+    many checkpoints stay; `num_samples` are printed at each evaluation; `start` is "random",
+    "bigram" (bigram.py) or the folder of a run of the same tokens, whose network is taken
+    (graft.py); after `patience` seconds without a step, evaluations aside, a run ends (watchdog.py;
+    0: never); after the first hundred steps an update is skipped whose gradient's norm is more than
     `skip_spikes` times what is usual (0: none is)."""
     given = Settings(**locals())
     for name in ("batch_size", "microbatches", "log_every", "eval_every", "keep"):
@@ -122,6 +126,7 @@ def make_train_step(
     mesh: Mesh,
     seed: int,
     microbatches: int = 1,
+    exact: bool = False,
     ema: float = 0.0,
     skip_spikes: float = 0.0,
 ):
@@ -133,11 +138,50 @@ def make_train_step(
     devices alike, and the metric "skipped" is 1. It is SPIKE, and the same happens, if the norm of
     the gradient is more than `skip_spikes` times the mean of about the last USUAL ones, in which a
     larger one counts as just that much: so norms that have risen for good are soon usual.
+
+    With `exact` the batch is cut into `microbatches` runs of rows. Each is whole on one device, and
+    their gradients, which every device then holds all of, are added up in the order of the rows: so
+    the result does not depend on the number of devices, which must divide `microbatches`, by one
+    bit. On CPUs this holds among meshes of one process: XLA compiles otherwise where a process has
+    another number of devices. It is to tell a fault from rounding, and for meshes of one axis,
+    "data". Raises ValueError for others.
     """
+    devices = mesh.shape["data"]
+    if exact and (mesh.size > devices or microbatches % devices):
+        raise ValueError(
+            "train.exact wants a mesh of data alone, whose size divides train.microbatches; got "
+            f"{dict(mesh.shape)} and {microbatches} microbatches"
+        )
 
     def total(mine, params, batch, key):
         out = objective.loss(params | mine, batch, key, train=True)
         return out.loss.sum(), (out.tokens.sum(), out.metrics)
+
+    def in_order(grad, mine, params, batch, key):
+        """The sum of grad over runs of rows."""
+
+        @partial(
+            jax.shard_map,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(BATCH_AXES), PartitionSpec()),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+        def own(mine, params, batch, key):
+            def one(run):
+                # walls, or what the compiler joins would depend on how many runs there are here
+                run = jax.lax.optimization_barrier(run)
+                with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # it is on one device
+                    return jax.lax.optimization_barrier(grad(mine, params, run, key))
+
+            runs = parallel.spread_microbatches(batch, microbatches // devices, 1)
+            each = jax.lax.all_gather(jax.lax.map(one, runs), BATCH_AXES, tiled=True)
+            first = jax.tree.map(lambda a: jnp.zeros_like(a[0]), each)
+            return jax.lax.scan(lambda sum, a: (jax.tree.map(jnp.add, sum, a), None), first, each)[
+                0
+            ]
+
+        return jax.lax.optimization_barrier(own(mine, params, batch, key))
 
     def train_step(state: TrainState, batch):
         key = keys.stream(seed, "loss", state.step)
@@ -145,7 +189,9 @@ def make_train_step(
         batch["step"] = jnp.full(batch["row"].shape, state.step)
         mine = trained(objective, state.params)
         grad = jax.value_and_grad(total, has_aux=True)
-        if microbatches == 1:
+        if exact:
+            (nats, (tokens, metrics)), grads = in_order(grad, mine, state.params, batch, key)
+        elif microbatches == 1:
             (nats, (tokens, metrics)), grads = grad(mine, state.params, batch, key)
         else:
             chunks = parallel.spread_microbatches(batch, microbatches, parallel.batch_shards(mesh))

@@ -61,15 +61,9 @@ def render(results: dict) -> str:
     return "\n".join(lines)
 
 
-def readme_with(text: str, block: str) -> str:
-    """The README's text with its block between the two markers replaced."""
-    before, _, after = text.split(MARK)
-    return f"{before}{MARK}\n{block}\n{MARK}{after}"
-
-
 def main() -> None:
     import jax
-    from sotu_table import hardware
+    from sotu_table import hardware, readme_with
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
@@ -81,7 +75,7 @@ def main() -> None:
     results = about | {"rows": made}
     (ROOT / "results" / "kjv.json").write_text(json.dumps(results, indent=1) + "\n")
     readme = ROOT / "README.md"
-    readme.write_text(readme_with(readme.read_text(), render(results)))
+    readme.write_text(readme_with(readme.read_text(), render(results), MARK))
     print(render(results))
 
 

@@ -75,10 +75,10 @@ def _mean(values: list[float], form: str) -> str:
     return f"{form.format(statistics.mean(values))} ± {form.format(error)}"
 
 
-def readme_with(text: str, block: str) -> str:
+def readme_with(text: str, block: str, mark: str = MARK) -> str:
     """The README's text with its block between the two markers replaced."""
-    before, _, after = text.split(MARK)
-    return f"{before}{MARK}\n{block}\n{MARK}{after}"
+    before, _, after = text.split(mark)
+    return f"{before}{mark}\n{block}\n{mark}{after}"
 
 
 def hardware() -> str:

@@ -17,6 +17,7 @@ import toy
 import diffusion_lm.objectives
 from diffusion_lm import keys, optim, parallel, step
 from diffusion_lm.networks import seq2seq, transformer
+from diffusion_lm.objectives import md4
 
 MODULES = {
     m.name: importlib.import_module(f"diffusion_lm.objectives.{m.name}")
@@ -167,6 +168,37 @@ def test_devices_and_microbatches_change_nothing(module, options):
         got, other = trained(module, options, x, 2, devices, microbatches)
         np.testing.assert_allclose(got, want, rtol=2e-6)
         chex.assert_trees_all_close(other.params, state.params, atol=2e-5)
+
+
+def test_exact_is_the_same_bit_for_bit_on_any_devices():
+    """Fifty updates; without it the devices do differ, so that the comparison can fail."""
+    x = np.random.default_rng(0).integers(0, 7, (50, ROWS, 8), np.int32)
+    objective, first, _ = tiny(md4, {})
+
+    def parameters(devices, exact):
+        mesh = parallel.make_mesh(devices=jax.devices()[:devices])
+        options = {"mesh": mesh, "seed": SEED, "microbatches": 8 if exact else 1, "exact": exact}
+        train = parallel.jit(step.make_train_step(objective, OPTIMIZER, ema=EMA, **options), mesh)
+        state = jax.device_put(first, parallel.replicated(mesh))
+        for rows in x:
+            state, _ = train(state, parallel.global_batch(mesh, {"x": rows}))
+        return jax.device_get((state.params, state.opt_state, state.ema))
+
+    want = parameters(1, True)
+    for devices in (2, 4, 8):
+        chex.assert_trees_all_equal(parameters(devices, True), want)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(parameters(8, False), parameters(1, False))
+
+
+def test_exact_says_what_it_cannot_do():
+    objective = tiny(md4, {})[0]
+    for sizes, microbatches in [({}, 4), ({"data": 4, "fsdp": 2}, 8)]:
+        mesh = parallel.make_mesh(**sizes)
+        with pytest.raises(ValueError, match="data alone.*'fsdp': .* and . microbatches"):
+            step.make_train_step(
+                objective, OPTIMIZER, mesh=mesh, seed=0, microbatches=microbatches, exact=True
+            )
 
 
 @pytest.mark.parametrize("module,options", CASES)

@@ -23,7 +23,8 @@ def test_tables_are_the_results(name):
     """No figure in the README's tables is typed by hand."""
     table = script(f"{name}_table")
     results = json.loads((ROOT / f"results/{name}.json").read_text())
-    assert table.readme_with(README, table.render(results)) == README
+    with_block = script("sotu_table").readme_with
+    assert with_block(README, table.render(results), table.MARK) == README
     assert {r["model"] for r in results["rows"]} == set(table.MODELS)
 
 

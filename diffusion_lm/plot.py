@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,7 @@ def _refuse_unlike(rows: list[dict], anyway: bool) -> None:
         raise ValueError(f"the rows were not measured alike ({said}); --anyway draws them")
 
 
-def frontier(found: dict[str, dict]):
+def frontier(found: dict[str, dict]) -> Any:
     """A figure of points (entropy, perplexity): a marker a number of steps; a colour a run or, of
     one run, a number of steps."""
     figure, (axis,) = _figure(1)
@@ -135,7 +136,7 @@ def frontier(found: dict[str, dict]):
     return _finished(figure)
 
 
-def quality(found: dict[str, dict]):
+def quality(found: dict[str, dict]) -> Any:
     """A figure of perplexity and entropy against sampling steps: a colour a run or, of one run, a
     temperature; a marker a temperature; what has no steps is a level. Raises ValueError if nothing
     has steps."""
@@ -176,7 +177,7 @@ def quality(found: dict[str, dict]):
     return _finished(figure)
 
 
-def curves(field: str, found: dict[str, list[dict]]):
+def curves(field: str, found: dict[str, list[dict]]) -> Any:
     """A figure of a field of rows against training steps: a colour a run, a thin line of training,
     a marker an evaluator."""
     figure, (axis,) = _figure(1)

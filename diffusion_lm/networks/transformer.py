@@ -16,7 +16,7 @@ from diffusion_lm.networks.layers import (
     time_features,
 )
 from diffusion_lm.networks.layers import shift as layers_shift
-from diffusion_lm.types import Array, Network, Params
+from diffusion_lm.types import Array, Network
 
 # Logical axes of every parameter, by the last names of its path; a rules table in the config maps
 # them to mesh axes, and Muon finds in them which axes are a matrix. Unnamed parameters are small.
@@ -88,7 +88,7 @@ class Condition(nn.Module):
 
 def condition_init(
     key_time: Array, key_label: Array, width: int, time_input: bool, classes: int
-) -> Params:
+) -> dict:
     """The parameters of `condition_of`: "condition" for the time, "label" for the classes."""
     params = {}
     if time_input:
@@ -99,7 +99,7 @@ def condition_init(
 
 
 def condition_of(
-    params: Params, t_B: Array | None, label_B: Array | None, size: int, width: int
+    params: dict, t_B: Array | None, label_B: Array | None, size: int, width: int
 ) -> Array | None:
     """The condition of B = size rows, f32[B, C]; None for a network of neither time nor labels."""
     parts = []

@@ -24,11 +24,7 @@ curves: a field of metrics.jsonl against training steps: thin lines of training 
 moving mean), markers of the evaluators' rows with bars of a standard error.
 exit codes: 0 done; 2 bad input, or rows that were not measured alike (--anyway draws them).
 """
-KINDS = {
-    "frontier": "quality against variety",
-    "quality": "quality and variety against sampling steps",
-    "curves": "training and evaluation against training steps",
-}
+KINDS = ("frontier", "quality", "curves")
 OF = ("model", "control", "data")
 MARKERS = "osD^vP<>ph"
 FIELDS = ("bits_per_char", "nats_per_token")  # of curves, the first that all runs have
@@ -47,9 +43,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    kinds = out.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for name, about in KINDS.items():
-        kind = kinds.add_parser(name, help=about, description=about, allow_abbrev=False)
+    kinds = out.add_subparsers(dest="kind", required=True)
+    for name in KINDS:
+        kind = kinds.add_parser(name, allow_abbrev=False)
         kind.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
         kind.add_argument("--to", metavar="FILE.png", required=True)
         kind.add_argument("--anyway", action="store_true", help="draw rows whose protocols differ")
@@ -80,24 +76,23 @@ def logged_rows(runs: list[str], field: str | None, anyway: bool) -> tuple[str, 
     """The field that is drawn (left out: the first of FIELDS that all runs have), and run -> its
     rows of metrics.jsonl that have a number there. Raises OSError or ValueError in one line."""
     logged = {run: compare.lines_of(run, "metrics.jsonl") for run in runs}
-    shared = set.intersection(
-        *({k for row in rows for k in row if _number(row, k)} for rows in logged.values())
-    ) - {"step"}
+    shared = set.intersection(*(set().union(*map(_numbers, rows)) for rows in logged.values()))
     chosen = field or next((name for name in FIELDS if name in shared), None)
     if chosen not in shared:
         raise ValueError(
             f"not all of {', '.join(runs)} have {chosen or ' or '.join(FIELDS)} in metrics.jsonl; "
             f"--field may be: {', '.join(sorted(shared)) or 'nothing'}"
         )
-    found = {run: [r for r in rows if _number(r, chosen)] for run, rows in logged.items()}
+    found = {run: [r for r in rows if chosen in _numbers(r)] for run, rows in logged.items()}
     last = [{r["evaluator"]: r for r in rows if "protocol" in r} for rows in found.values()]
     for label in dict.fromkeys(label for rows in last for label in rows):
         _refuse_unlike([rows[label] for rows in last if label in rows], anyway)
     return chosen, found
 
 
-def _number(row: dict, field: str) -> bool:
-    return type(row.get(field)) in (int, float)  # what is not finite is a string there
+def _numbers(row: dict) -> set[str]:
+    """Fields; what is not finite is a string there."""
+    return {name for name, value in row.items() if type(value) in (int, float)} - {"step"}
 
 
 def _refuse_unlike(rows: list[dict], anyway: bool) -> None:
@@ -302,12 +297,10 @@ def main(argv: list[str] | None = None) -> int:
             draw = frontier if flags.kind == "frontier" else quality
             figure = draw(generative_rows(flags.runs, flags.evaluator, flags.anyway))
         figure.savefig(flags.to, dpi=130)
-    except ModuleNotFoundError as error:
-        print(f"diffusion_lm: {error}: plots want pip install 'diffusion_lm[plots]'",
-              file=sys.stderr)  # fmt: skip
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"diffusion_lm: {error}", file=sys.stderr)
+    except (ModuleNotFoundError, ValueError, OSError) as error:
+        wants = ": plots want pip install 'diffusion_lm[plots]'"
+        lacks = isinstance(error, ModuleNotFoundError)
+        print(f"diffusion_lm: {error}{wants if lacks else ''}", file=sys.stderr)
         return 2
     print(flags.to)
     return 0

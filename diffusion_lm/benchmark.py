@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 EPILOG = """\
 names:
@@ -105,7 +107,9 @@ def _model(vocab_size: int, layers: int = LAYERS):
     )
 
 
-def train_step(vocab_size: int, batch_size: int, microbatches: int = 1, layers: int = LAYERS):
+def train_step(
+    vocab_size: int, batch_size: int, microbatches: int = 1, layers: int = LAYERS
+) -> tuple[Any, Any, dict, int]:
     """(compiled step, state, batch, required FLOPs) of MD4 by AdamW."""
     import jax
     import jax.numpy as jnp
@@ -126,7 +130,8 @@ def train_step(vocab_size: int, batch_size: int, microbatches: int = 1, layers: 
     return compiled, state, batch, 3 * metrics.matmul_flops(forward, state.params)
 
 
-def train(repeats: int):
+def train(repeats: int) -> Iterator[dict]:
+    """A row for each vocabulary and batch: train steps against a matrix product, see EPILOG."""
     import jax
     import jax.numpy as jnp
 
@@ -161,7 +166,8 @@ def train(repeats: int):
         }
 
 
-def head(repeats: int):
+def head(repeats: int) -> Iterator[dict]:
+    """A row: the head at chosen rows and its gradient, against one-hot times log-softmax."""
     import jax
     import jax.numpy as jnp
 
@@ -201,7 +207,8 @@ def head(repeats: int):
     }
 
 
-def sampling(repeats: int):
+def sampling(repeats: int) -> Iterator[dict]:
+    """A row: the sampler against the textbook loop."""
     import jax
     import jax.numpy as jnp
 
@@ -247,7 +254,8 @@ def sampling(repeats: int):
     }
 
 
-def start(repeats: int):
+def start(repeats: int) -> Iterator[dict]:
+    """Rows of seconds: the default run of one step, cold and warm, imports, deep networks."""
     first = ["--config=configs/md4_sotu.py", "--config.train.steps=1"]
     first += ["--config.train.num_samples=0", "--config.evaluators.valid.max_windows=32"]
     importing = [sys.executable, "-c", "import diffusion_lm.train"]
@@ -284,7 +292,8 @@ def _child(line: list[str], env: dict) -> tuple[float, float]:
     return time.perf_counter() - wall, cpu
 
 
-def gpu(repeats: int):
+def gpu(repeats: int) -> Iterator[dict]:
+    """Rows of tokens/s and of the share of the peak, on a GPU; elsewhere a row that says so."""
     import jax
 
     from diffusion_lm import build, config, keys, metrics, parallel, plan

@@ -20,12 +20,13 @@ from jax.experimental import multihost_utils
 from scipy.sparse.linalg import svds
 
 from diffusion_lm import keys
+from diffusion_lm.types import Data, Objective, Params
 
 MOST_TOKENS = 10_000_000  # counted at most; more change little
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3)
 
 
-def check(params) -> None:
+def check(params: Params) -> None:
     """Raises ValueError if a network (given by its abstract parameters) cannot start this way."""
     if not {"embedding", "shift", "head"} <= set(params.get("network", {})):
         raise ValueError(
@@ -33,7 +34,7 @@ def check(params) -> None:
         )
 
 
-def start(params, objective, data, *, seed: int):
+def start(params: Params, objective: Objective, data: Data, *, seed: int) -> Params:
     """Parameters with embeddings, shift and head replaced; numpy in, arrays laid out as before.
 
     `params["network"]` is a transformer's with `shift` (see `check`). One process computes, all

@@ -6,7 +6,7 @@ import inspect
 import json
 import pathlib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -190,7 +190,9 @@ class Setup(NamedTuple):
     tokens_per_step: int
 
 
-def setup(config: ConfigDict, workdir: str | None = None, *, devices=None) -> Setup:
+def setup(
+    config: ConfigDict, workdir: str | None = None, *, devices: Sequence[jax.Device] | None = None
+) -> Setup:
     """Builds the parts and the layout of the state, on all devices or on those that are given;
     `workdir` is where the run keeps its files, if there are any yet. Raises ValueError before
     anything compiles."""
@@ -312,7 +314,7 @@ def translator(config: ConfigDict, made: Setup) -> Callable | None:
     )
 
 
-def train_step(config: ConfigDict, made: Setup) -> Callable:
+def train_step(config: ConfigDict, made: Setup) -> jax.stages.Wrapped:
     """The jitted (state, global batch) -> (state, metrics); what it is given of the state is gone
     afterwards."""
     options, parts = step.settings(**config.train), made.parts

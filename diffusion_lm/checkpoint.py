@@ -97,8 +97,8 @@ class Checkpoints:
 
         def wrong(found) -> str | None:
             wanted, state = found
-            names = checksums(state) if wanted is not None else {}  # an older run has none
-            names = [name for name, value in names.items() if value != wanted.get(name)]
+            sums = checksums(state) if wanted is not None else {}  # an older run has none
+            names = [name for name, value in sums.items() if value != wanted.get(name)]
             return f"the array {names[0]} is not as it was saved (checksum)" if names else None
 
         return self._newest(read, wrong)[1]

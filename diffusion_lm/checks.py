@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 EPILOG = """\
 examples:
@@ -90,6 +91,7 @@ class Torture:
         self.damaged: set[int] = set()  # folders of checkpoints, by inode
 
     def start(self, name: str) -> subprocess.Popen:
+        """A process of the command line, which begins or goes on in the subfolder `name`."""
         argv = [sys.executable, "-m", "diffusion_lm.main", *self.run]
         with open(self.log(name), "ab") as log:
             self.process = subprocess.Popen(
@@ -112,9 +114,12 @@ class Torture:
             return log.read().decode(errors="replace")
 
     def log(self, name: str) -> pathlib.Path:
+        """The file of all that the run of this name has said."""
         return self.folder / f"{name}.log"
 
-    def wait(self, process, name: str, after: str, ends: set[int]) -> int:
+    def wait(self, process: subprocess.Popen, name: str, after: str, ends: set[int]) -> int:
+        """The exit code of a run that has ended, which must be one of `ends`. Raises Lost if it is
+        not, or if the run does not end in PATIENCE seconds."""
         try:
             code = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -124,7 +129,7 @@ class Torture:
             raise Lost(f"{name} ended with exit code {code} after: {after}; it said: {said}")
         return code
 
-    def disturbed(self, name: str, more) -> None:
+    def disturbed(self, name: str, more: Callable[[], bool]) -> None:
         """A run that is started until it is finished, under faults as long as more()."""
         self.log(name).touch()
         while True:
@@ -155,7 +160,8 @@ class Torture:
         self.count_again(self.said(name, size), reached)
         return code
 
-    def send(self, process, kind: str) -> None:
+    def send(self, process: subprocess.Popen, kind: str) -> None:
+        """Sends a signal, or two: `kind` is "kill...", "SIGINT", "SIGTERM" or "two SIGTERMs"."""
         if kind.startswith("kill"):
             process.kill()
             return
@@ -164,13 +170,15 @@ class Torture:
             time.sleep(self.random.uniform(0, 0.2))
             process.send_signal(signal.SIGTERM)
 
-    def until(self, process, seen, seconds: float = PATIENCE) -> None:
+    def until(
+        self, process: subprocess.Popen, seen: Callable[[], bool], seconds: float = PATIENCE
+    ) -> None:
         """Waits for seen(), at most until the process ends and for so long."""
         end = time.monotonic() + seconds
         while process.poll() is None and time.monotonic() < end and not seen():
             time.sleep(0.002)
 
-    def row_after(self, size: int, name: str):
+    def row_after(self, size: int, name: str) -> Callable[[], bool]:
         """() -> whether the run has done a step since its log was so long; notes how long a restart
         took to it."""
         begun, found = time.monotonic(), []
@@ -185,8 +193,8 @@ class Torture:
 
     def damage(self, folder: pathlib.Path, kind: str) -> bool:
         """Harms a file of the newest checkpoint, if an older one is whole."""
-        steps = (path for path in _listed(folder) if path.name.isdigit())
-        steps = sorted(steps, key=lambda path: int(path.name))
+        folders = (path for path in _listed(folder) if path.name.isdigit())
+        steps = sorted(folders, key=lambda path: int(path.name))
         if len(steps) < 2 or any(path.stat().st_ino in self.damaged for path in steps):
             return False
         files = [p for p in sorted(steps[-1].rglob("*")) if p.is_file() and p.stat().st_size]
@@ -208,6 +216,7 @@ class Torture:
         return max((row["step"] for row in rows if "evaluator" not in row), default=0)
 
     def count_again(self, said: str, reached: int) -> None:
+        """Counts the steps up to `reached` that a run which said this had to do again."""
         for line in said.splitlines():
             if line.startswith("going on from step "):
                 self.again += max(reached - int(line.split()[4]), 0)
@@ -257,7 +266,9 @@ def _rows(path: pathlib.Path) -> list[dict]:
     return rows
 
 
-def torture(flags, overrides: list[str]) -> int:
+def torture(flags: argparse.Namespace, overrides: list[str]) -> int:
+    """A run in peace and others under faults, which must come to the same state; the exit code.
+    Raises ValueError for what a user can mend."""
     folder = pathlib.Path(flags.workdir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):

@@ -41,18 +41,23 @@ def parser() -> argparse.ArgumentParser:
 
 def rows_of(run: str) -> dict[str, dict]:
     """evaluator -> its last row in a run's folder. Raises OSError or ValueError in one line."""
-    folder, found = pathlib.Path(run), {}
+    # of the later file, later lines count
+    rows = [row for name in ("metrics.jsonl", "eval.jsonl") for row in lines_of(run, name)]
+    return {row["evaluator"]: row for row in rows if "protocol" in row}
+
+
+def lines_of(run: str, name: str) -> list[dict]:
+    """The rows of a file of JSON lines in a run's folder, none if it is not there. Raises OSError
+    or ValueError in one line."""
+    folder, found = pathlib.Path(run), []
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no run in {run!r}: it has no config.json")
-    for name in ("metrics.jsonl", "eval.jsonl"):  # of the later file, later lines count
-        path = folder / name
-        for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise ValueError(f"{path}, line {number} is not JSON") from None
-            if "protocol" in row:
-                found[row["evaluator"]] = row
+    path = folder / name
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path}, line {number} is not JSON") from None
     return found
 
 

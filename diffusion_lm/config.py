@@ -102,6 +102,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
 
 
 def to_json(config: ConfigDict) -> str:
+    """A config as the text of a config.json, fields in the order of the alphabet."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 

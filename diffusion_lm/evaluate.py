@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_lm import build, keys, parallel
-from diffusion_lm.types import Batch, Objective, Params, Sampler, Samples
+from diffusion_lm.types import Array, Data, Objective, Params, Sampler, Samples
 
 
 class Run(NamedTuple):
     """What an evaluator may use."""
 
-    data: object
+    data: Data
     objective: Objective
     params: Params
     mesh: Mesh
@@ -34,7 +34,7 @@ class Run(NamedTuple):
             process_count=jax.process_count(),
         )
 
-    def total(self, local: Batch, key, rows: int, score: Callable):
+    def total(self, local: dict[str, np.ndarray], key: Array, rows: int, score: Callable) -> Any:
         """Sums of what `score(params, batch, key)` returns, a pytree of f32[B], over the first
         `rows` rows of a global batch, padding left out."""
         batch = parallel.global_batch(self.mesh, local)
@@ -70,7 +70,7 @@ def drawer(sampler: Sampler, mesh: Mesh, shape: tuple[int, int], mask: int) -> C
     return parallel.jit(draw, mesh, static_argnums=1, out_shardings=parallel.replicated(mesh))
 
 
-def make_eval_step(objective: Objective, mesh: Mesh):
+def make_eval_step(objective: Objective, mesh: Mesh) -> Callable:
     """(params, global batch, key, rows, score) -> sums of weight * score over the first rows."""
 
     def eval_step(params, batch, key, rows, score):

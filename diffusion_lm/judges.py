@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion_lm import parallel
-from diffusion_lm.data import markov
-from diffusion_lm.types import Judge, Objective, Params
+from diffusion_lm.data import markov, tokenizers
+from diffusion_lm.types import Data, Judge, Objective, Params
 
 
-def source(option: str, data) -> Judge:
+def source(option: str, data: Data) -> Judge:
     """The known probabilities that the data were drawn from."""
     if getattr(data, "source", None) is None:
         raise ValueError(
@@ -36,7 +37,13 @@ def source(option: str, data) -> Judge:
 
 
 def run(
-    option: str, objective: Objective, params: Callable[[], Params], mesh, reads, data, facts: dict
+    option: str,
+    objective: Objective,
+    params: Callable[[], Params],
+    mesh: Mesh,
+    reads: Data,
+    data: Data,
+    facts: dict,
 ) -> Judge:
     """An exact objective with what `params()` returns when it is first asked. `reads` is the data
     set that it was trained on, `data` that of the model it judges, `facts` go into the protocol.
@@ -105,15 +112,18 @@ def run(
     )
 
 
-def name(data) -> str:
+def name(data: Data) -> str:
+    """The tokenizer of a data set, its size and the hash of what it does."""
     return f"{data.tokenizer.name}-{data.vocab_size}-{data.tokenizer.fingerprint}"
 
 
-def retokenized(tokens_L: np.ndarray, own, theirs) -> np.ndarray:
+def retokenized(
+    tokens_L: np.ndarray, own: tokenizers.Tokenizer, theirs: tokenizers.Tokenizer
+) -> np.ndarray:
     """The text of tokens in another tokenizer; an end token stays one, and is not spelt out.
     Characters that it has no tokens for, such as SmolLM2's for rare bytes, become U+FFFD. Raises
     ValueError if there are any and it has none for this either."""
-    pieces = []
+    pieces: list = []
     for piece in np.split(np.asarray(tokens_L), np.flatnonzero(tokens_L == own.end)):
         if len(piece) and piece[0] == own.end:
             pieces.append([theirs.end])
@@ -134,7 +144,9 @@ def _writes(coder, text: str) -> bool:
     return True
 
 
-def chunks(texts: list[np.ndarray], context: int, fill: int):
+def chunks(
+    texts: list[np.ndarray], context: int, fill: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(tokens int32[M, C], which are there bool[M, C], whose they are int[M]) of texts cut into
     chunks of at most `context` tokens. C is a power of two or the context, so that few programs are
     compiled; a causal judge does not see the filling behind a text."""

@@ -42,6 +42,7 @@ class Lock:
         self._file = file
 
     def close(self) -> None:
+        """Gives the lock back; a second time does nothing."""
         if self._file is not None:
             self._file.close()
             self._file = None

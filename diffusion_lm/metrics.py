@@ -5,21 +5,23 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_lm import keys
+from diffusion_lm.types import Array, Data, Objective, Params, Ratio
 
 
-def means(metrics) -> dict[str, float]:
+def means(metrics: dict[str, Ratio]) -> dict[str, float]:
     """dict of Ratio -> dict of floats, read from the device."""
     host = jax.device_get(metrics)
     return {name: float(r.sum) / max(float(r.count), 1e-30) for name, r in host.items()}
 
 
-def matmul_flops(function, *args) -> int:
+def matmul_flops(function: Callable, *args) -> int:
     """FLOPs of the matrix products and convolutions that `function` does, counted in its jaxpr.
 
     Loops count as often as they run (`scan`), branches as their most expensive one.
@@ -47,7 +49,7 @@ def _count(jaxpr) -> int:
     return total
 
 
-def repeated_flops(function, *args) -> int:
+def repeated_flops(function: Callable, *args) -> int:
     """The share of `matmul_flops` that the backward pass does again, inside of jax.checkpoint."""
     return _count_repeated(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -89,7 +91,9 @@ class Meter:
     it, so that a row is the same whether or not the run stopped before it.
     """
 
-    def __init__(self, objective, data, params, batch_size: int, *, unlogged: dict):
+    def __init__(
+        self, objective: Objective, data: Data, params: Params, batch_size: int, *, unlogged: dict
+    ):
         batch = data.example(batch_size)
 
         def forward(params, batch, key):
@@ -110,7 +114,7 @@ class Meter:
         self._steps = 0  # since the last row or the start of the process
         self._start = time.perf_counter()
 
-    def add(self, metrics) -> bool:
+    def add(self, metrics: dict[str, Ratio]) -> bool:
         """Takes the metrics of one step, waiting for the device if it has to. Returns False for a
         step whose update was skipped, which counts in no mean."""
         seen = means(metrics)
@@ -132,13 +136,13 @@ class Meter:
         return ", ".join(f"{name} {row[name]:.3f}" for name in names) + skipped
 
     @contextlib.contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """Time in here does not count as training."""
         before = time.perf_counter()
         yield
         self._start += time.perf_counter() - before
 
-    def row(self, step: int, learning_rate) -> dict:
+    def row(self, step: int, learning_rate: float | Array) -> dict:
         """One row for the steps since the last; standard_error is over these steps, of the nats
         per token, if the loss is a likelihood."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
@@ -208,6 +212,7 @@ class Log:
         os.replace(f"{self.path}.new", self.path)
 
     def write(self, row: dict) -> None:
+        """Appends a row, and its numbers to the event files if there are any."""
         if jax.process_index():
             return
         row = jsonable(row)

@@ -4,6 +4,9 @@ import importlib
 import inspect
 import pkgutil
 import typing
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -32,7 +35,7 @@ FUNCTIONS = {
     "optimizer": (optim, ("adamw", "muon"), ("steps", "axes")),
 }
 # Sections without a name: one function each.
-SETTINGS = {
+SETTINGS: dict[str, Callable] = {
     "train": step.settings,
     "mesh": parallel.make_mesh,
     "decoding": translate.settings,  # of pairs only
@@ -51,6 +54,8 @@ def sections(config: ConfigDict) -> list[str]:
 
 
 def add_missing_sections(config: ConfigDict) -> None:
+    """Fills in the sections that a config may leave out. Raises ValueError, with the choices, for
+    one that it may not, or without a name."""
     defaults = {
         "mesh": {},
         "rules": RULES,
@@ -78,7 +83,7 @@ def choices(section: str) -> str:
     return ", ".join(n for n in found if hasattr(module(kind, n), "make"))
 
 
-def find(section: str, name: str | None = None):
+def find(section: str, name: str | None = None) -> Callable:
     """The function that a section calls."""
     kind = section.split(".")[0]
     if kind in SETTINGS:
@@ -121,11 +126,13 @@ def _in_config(hint):
     return str | None if hint == Objective | None else hint
 
 
-def module(kind: str, name: str):
+def module(kind: str, name: str) -> ModuleType:
+    """The module of a name, such as ("sampler", "score"). Raises ModuleNotFoundError."""
     return importlib.import_module(f"diffusion_lm.{FOLDERS[kind][0]}.{name}")
 
 
 def section_of(config: ConfigDict, section: str) -> ConfigDict:
+    """The section of a dotted name, such as "evaluators.valid"."""
     for part in section.split("."):
         config = config[part]
     return config
@@ -135,7 +142,7 @@ def _options(config: ConfigDict, section: str) -> dict:
     return {k: v for k, v in section_of(config, section).items() if k != "name"}
 
 
-def make(config: ConfigDict, section: str, **supplied):
+def make(config: ConfigDict, section: str, **supplied) -> Any:
     """Calls a section's function with its options and those supplied arguments that it takes."""
     function = find(section, section_of(config, section).name)
     takes = inspect.signature(function).parameters

@@ -1,6 +1,7 @@
 """Optimisers, by name. Each is an optax chain: clip by global norm, then AdamW or Muon."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from optax.contrib import MuonDimensionNumbers
 from optax.contrib import muon as optax_muon
 
 from diffusion_lm import parallel
-from diffusion_lm.types import Optimizer
+from diffusion_lm.types import Optimizer, Params
 
 DECAYS = ("constant", "linear", "cosine", "inverse_sqrt")
 
@@ -21,7 +22,7 @@ def learning_rate_schedule(
     steps: int,
     cooldown: float,
     option: str = "learning_rate",
-):
+) -> optax.Schedule:
     """Linear warm-up from 0, then `decay`; "linear" stays at the peak until the last fraction
     `cooldown` of the run and then falls to 0 (cooldown = 1: it falls from the start)."""
     if decay not in DECAYS:
@@ -93,7 +94,7 @@ def adamw(
     return Optimizer(_clipped(clip, weight_decay, transform), rate)
 
 
-def muon_dimensions(axes: dict, params):
+def muon_dimensions(axes: dict, params: Params) -> Any:
     """Which axes of each parameter form the matrix that Muon orthogonalises; None means Adam.
 
     Matrices live inside the layers and lead from or to the width; "layers" and "stack" (q, k, v)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,8 @@ _CHUNK = 1 << 22  # hashes of TRAIN held at once
 
 
 class Overlap(NamedTuple):
+    """How much of the documents of one text stands in another."""
+
     documents: int
     short: int  # of fewer than n words, which cannot be told
     words: int  # of the rest
@@ -54,7 +56,7 @@ def hashes(words: list[str], n: int) -> np.ndarray:
     return out
 
 
-def overlap(test: Iterator[str], train: Iterator[str], n: int) -> Overlap:
+def overlap(test: Iterable[str], train: Iterable[str], n: int) -> Overlap:
     """Which words of the test documents lie in n-grams of the train documents."""
     tests = [WORD.findall(document.lower()) for document in test]
     grams = [hashes(words, n) for words in tests]

@@ -7,6 +7,8 @@ import os
 
 import numpy as np
 
+from diffusion_lm.types import Data
+
 
 def check(path: str) -> None:
     """Raises OSError where `write` could not make its file."""
@@ -19,13 +21,13 @@ def check(path: str) -> None:
         raise FileNotFoundError(f"--html={path}: there is no folder {folder!r}")
 
 
-def write(path: str, data, drawn: list[dict], facts: dict[str, str]) -> None:
+def write(path: str, data: Data, drawn: list[dict], facts: dict[str, str]) -> None:
     """Writes what `sample.samples` made, with its steps, into a new file; `facts` stand above."""
     with open(path, "x", encoding="utf-8") as file:
         file.write(render(data, drawn, facts))
 
 
-def render(data, drawn: list[dict], facts: dict[str, str]) -> str:
+def render(data: Data, drawn: list[dict], facts: dict[str, str]) -> str:
     """The page: page.html around one block of JSON, in which no "<" can end it."""
     mask, samples, used = data.vocab_size, [], set()
     for made in drawn:

@@ -3,7 +3,8 @@
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +32,9 @@ def initialize() -> None:
         jax.distributed.initialize()
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(
+    *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A mesh over all devices; one axis may be -1 and takes what is left."""
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -59,7 +62,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -
         ) from error
 
 
-def jit(function: Callable, mesh: Mesh, **options) -> Callable:
+def jit(function: Callable, mesh: Mesh, **options) -> jax.stages.Wrapped:
     """jax.jit, of a function whose parts may ask for the mesh that it runs on."""
 
     @functools.wraps(function)
@@ -75,12 +78,12 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def name(path) -> str:
+def name(path: tuple) -> str:
     """A key path as "a/b/c"."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def logical_axes(axes: dict, path) -> tuple | None:
+def logical_axes(axes: dict, path: tuple) -> tuple | None:
     """The logical axes of a parameter, found by the last names of its path; None if it has none.
 
     Optimiser states keep the names of the parameters they belong to, so they are found as well.
@@ -89,7 +92,7 @@ def logical_axes(axes: dict, path) -> tuple | None:
     return next((value for key, value in axes.items() if full.endswith("/" + key)), None)
 
 
-def shardings(mesh: Mesh, tree, axes: dict, rules: dict):
+def shardings(mesh: Mesh, tree: Any, axes: dict, rules: dict) -> Any:
     """A NamedSharding for each leaf: `rules` maps logical axes to mesh axes (or to "").
 
     A mesh axis is used once per leaf, and only where it divides the leaf's axis.
@@ -114,10 +117,12 @@ def shardings(mesh: Mesh, tree, axes: dict, rules: dict):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch spread over BATCH_AXES."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """All of an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import topologies
@@ -32,7 +32,7 @@ CHIPS = {
 }
 
 
-def prepare(config: ConfigDict, topology: str, *, search: bool):
+def prepare(config: ConfigDict, topology: str, *, search: bool) -> Callable[[], int]:
     """The plan of a config, to be run: prints it as JSON, one object a line, and returns 0 if it
     fits, else 1. With `search` it plans meshes, remat and microbatches too, and prints the fastest
     that fits last. Raises ValueError for what a user can mend."""

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.types import Process, Schedule
+from diffusion_lm.types import Array, Process, Schedule
 
 
 def absorbing(schedule: Schedule, vocab_size: int) -> Process:
@@ -52,7 +52,7 @@ def uniform(schedule: Schedule, vocab_size: int) -> Process:
     return Process(schedule, vocab_size, None, corrupt, posterior, prior)
 
 
-def replaced(keys_B, z_BL, lost_B, vocab_size: int):
+def replaced(keys_B: Array, z_BL: Array, lost_B: Array, vocab_size: int) -> Array:
     """z with each token drawn anew from all V tokens with probability `lost_B`."""
 
     def row(key, z_L, lost):
@@ -63,14 +63,14 @@ def replaced(keys_B, z_BL, lost_B, vocab_size: int):
     return jax.vmap(row)(keys_B, z_BL, lost_B)
 
 
-def kept_and_lost(schedule: Schedule, t, s):
+def kept_and_lost(schedule: Schedule, t: Array, s: Array) -> tuple[Array, Array]:
     """P(a token of s is kept until t) = alpha_t / alpha_s, and one minus that; s < t."""
     alpha_s = schedule.alpha(s)
     lost = reveal_prob(schedule, t, s) * schedule.mask_prob(t) / alpha_s
     return schedule.alpha(t) / alpha_s, lost
 
 
-def reveal_prob(schedule: Schedule, t, s):
+def reveal_prob(schedule: Schedule, t: Array, s: Array) -> Array:
     """(alpha_s - alpha_t) / (1 - alpha_t); the difference is taken between the smaller numbers."""
     masked = schedule.mask_prob(t)
     by_mask = masked - schedule.mask_prob(s)

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from diffusion_lm import build, keys, parallel
 from diffusion_lm.data import pictures
-from diffusion_lm.types import Params, Sampler, Samples
+from diffusion_lm.types import Array, Data, Params, Sampler, Samples
 
 SPAN = re.compile(r"\[MASK:(\d+)\]")
 
@@ -35,7 +35,7 @@ class Step(NamedTuple):
     effective: float  # the effective sample size where it chose among candidates, else NaN
 
 
-def encode_prompt(text: str, data, *, length: int, ordered: bool) -> Prompt:
+def encode_prompt(text: str, data: Data, *, length: int, ordered: bool) -> Prompt:
     """A prompt with spans "[MASK:n]" of n tokens to fill; without a span, the text is continued to
     `length` tokens.
 
@@ -100,7 +100,17 @@ def steps_of(out: Samples, z_BL: np.ndarray, first: int) -> list[list[Step]]:
     return [[step(t, row) for t in np.flatnonzero(some_TB[:, row])] for row in range(len(z_BL))]
 
 
-def in_blocks(sampler, params, keys_B, prompt: Prompt, *, window: int, block: int, mask: int, cond):
+def in_blocks(
+    sampler: Callable,
+    params: Params,
+    keys_B: Array,
+    prompt: Prompt,
+    *,
+    window: int,
+    block: int,
+    mask: int,
+    cond: dict | None,
+) -> Samples:
     """Fills a text of any length, `block` tokens at a time from the left (semi-autoregressive).
 
     The model sees a window of `window` tokens that ends with the block, or, where given tokens
@@ -111,7 +121,8 @@ def in_blocks(sampler, params, keys_B, prompt: Prompt, *, window: int, block: in
     `sampler` with traces is a list for each row, of its Steps in the whole text.
     """
     size, length = keys_B.shape[0], len(prompt.tokens)
-    tokens_BN, calls, effective, steps = np.tile(prompt.tokens, (size, 1)), 0, [], None
+    tokens_BN, calls, effective = np.tile(prompt.tokens, (size, 1)), 0, []
+    steps: Any = None  # list[list[Step]], if there are traces
     for number, start in enumerate(range(0, length, block)):
         free = prompt.free & (np.arange(length) >= start) & (np.arange(length) < start + block)
         if not free.any():
@@ -210,7 +221,7 @@ def samples(
     return draw()
 
 
-def save_images(data, drawn: list[dict], folder: str, stem: str) -> str:
+def save_images(data: Data, drawn: list[dict], folder: str, stem: str) -> str:
     """Writes samples as one grid, folder/samples/stem.png or, if there is one, stem-2.png and so
     on; returns the path."""
     folder = os.path.join(folder, "samples")
@@ -220,6 +231,7 @@ def save_images(data, drawn: list[dict], folder: str, stem: str) -> str:
         path = os.path.join(folder, f"{stem}{f'-{number}' if number > 1 else ''}.png")
         try:
             pictures.save_grid(path, tokens, data.shape, data.vocab_size)
-            return path
+            break
         except FileExistsError:
             continue
+    return path

@@ -1,6 +1,7 @@
 """The state of a run and the compiled train step: microbatches, gradient, update, EMA."""
 
 import importlib.util
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ USUAL = 100  # updates whose mean says how large a gradient usually is
 
 
 class Settings(NamedTuple):
+    """The section `train` of a config, see `settings`."""
+
     steps: int
     batch_size: int
     microbatches: int
@@ -129,7 +132,7 @@ def make_train_step(
     exact: bool = False,
     ema: float = 0.0,
     skip_spikes: float = 0.0,
-):
+) -> Callable:
     """(state, global batch) -> (state, metrics), to be jitted with a donated state.
 
     The gradient is that of sum(loss) / sum(tokens) over the whole global batch. Noise depends on

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -315,7 +315,7 @@ class Stop:
         return self.asked > 0
 
     @contextlib.contextmanager
-    def interruptible(self):
+    def interruptible(self) -> Iterator[None]:
         """What is in here ends at a signal: evaluation changes no state. In a job of many processes
         it does not, for these would wait for each other."""
         self._inside = jax.process_count() == 1

@@ -8,15 +8,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion_lm import keys, parallel
 from diffusion_lm.evaluators.translation import check_packages, sentence_bleu
-from diffusion_lm.types import Objective, Params
+from diffusion_lm.types import Data, Objective, Params, Sampler
 
 CHOICES = ("model", "mbr", "ar", "energy")
 
 
 class Settings(NamedTuple):
+    """The section `decoding` of a config, see `settings`."""
+
     length_beam: int
     noise_beam: int
     choice: str
@@ -31,6 +34,8 @@ class Reranker(NamedTuple):
 
 
 class Translation(NamedTuple):
+    """What was written for one source."""
+
     text: str
     candidates: list[str]  # all, the chosen one among them
     calls: int  # network calls of the batch that it was in
@@ -67,19 +72,20 @@ def settings(
             f"decoding.reranker, the folder of an autoregressive run, goes with decoding.choice "
             f"'ar' or 'energy'; got choice {choice!r}, reranker {reranker!r}"
         )
-    return Settings(length_beam, noise_beam, choice, reranker)
+    # names.py sees by the type that the option is the folder of a run
+    return Settings(length_beam, noise_beam, choice, reranker)  # type: ignore[arg-type]
 
 
 def translator(
     objective: Objective,
-    sampler,
-    data,
+    sampler: Sampler,
+    data: Data,
     options: Settings,
     reranker: Reranker | None,
     facts: dict,
     *,
     abstract: Params = None,
-    mesh=None,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Iterator[Translation]]:
     """(params, src int[N, S], *, seed, batch_size) -> an iterator of N Translations, in order.
 
@@ -170,7 +176,14 @@ def translator(
     return run
 
 
-def choose(choice: str, texts: list[str], own, others, counts, rng) -> int:
+def choose(
+    choice: str,
+    texts: list[str],
+    own: np.ndarray,
+    others: np.ndarray,
+    counts: np.ndarray,
+    rng: np.random.Generator,
+) -> int:
     """Which candidate is taken; `own` and `others` are log-probabilities [number] under the model
     and the reranker, `counts` the tokens that these are of."""
     if len(texts) == 1:
@@ -192,7 +205,9 @@ def mutual_bleu(texts: list[str]) -> list[float]:
     ]
 
 
-def samples(run: Callable, params: Params, data, sources: list[str], *, seed: int) -> Iterator:
+def samples(
+    run: Callable, params: Params, data: Data, sources: list[str], *, seed: int
+) -> Iterator:
     """An iterator of {"index", "seed", "source", "text", "calls", "candidates"}, one a source.
 
     Raises ValueError, before anything is drawn, for a source that cannot be read.

@@ -5,13 +5,14 @@ t=1 (noise), s < t. Losses are in nats per example.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+Array: TypeAlias = jax.Array
 Params = Any
+Data = Any  # what make of a module in data/ returns: text.TextData or what has its fields
 BATCH_AXES = ("data", "fsdp")  # the axes of a mesh over which the rows of a batch are spread
 # A batch is a dict of arrays with a leading axis B. "x": int32[B, L] tokens; "row": int32[B], the
 # example's place in the global batch; "slot": float32[B], that place divided by the global batch

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import jax
 
@@ -43,7 +44,8 @@ class Watchdog:
         self._ended.set()
 
     @contextlib.contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
+        """What is in here may take any time."""
         self._paused = True
         try:
             yield

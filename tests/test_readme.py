@@ -6,6 +6,9 @@ import pathlib
 import re
 
 import pytest
+import yaml
+
+import diffusion_lm
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -43,6 +46,17 @@ def test_files_it_names_exist():
     assert len(names) > 10
     for name in names:
         assert (ROOT / name).exists(), name
+
+
+def test_citation_is_of_this_version():
+    """And of papers that the table of what is where names."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == diffusion_lm.__version__
+    papers = citation["references"]
+    cited = {paper["url"].removeprefix("https://arxiv.org/abs/") for paper in papers}
+    assert len(cited) == len(papers) == 5
+    table = README[README.index("## Where things are") : README.index("## Samplers")]
+    assert cited <= set(re.findall(r"\d{4}\.\d{5}", table))
 
 
 def test_python_example_runs():

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_lm.data import sources, text
+from diffusion_lm.data import sources, text, tokenizers
 
 PROTOCOLS = ("joined", "sedd", "mdlm")
 GROUP = 1000  # documents, the batch of datasets.Dataset.map
@@ -122,6 +122,8 @@ def _jsonl(content: str) -> Iterator[str]:
 
 
 class Dataset(NamedTuple):
+    """How a data set is read, and what its detokenizer replaces."""
+
     read: Callable[[str], Iterator[str]] | None  # a file's content -> its documents
     detokenizer: list  # (pattern, replacement), in their order
 
@@ -154,7 +156,13 @@ def check(path: str, *, dataset: str, protocol: str, length: int) -> None:
 
 
 def corpus(
-    path: str, *, dataset: str, protocol: str, tokenizer, length: int, started: bool
+    path: str,
+    *,
+    dataset: str,
+    protocol: str,
+    tokenizer: tokenizers.Tokenizer,
+    length: int,
+    started: bool,
 ) -> text.TextData:
     """The documents of a data set as windows, the split "test" of a TextData; the protocol stands
     in its `protocol`. `started`: the model puts an end token before a window itself. Raises

@@ -19,7 +19,7 @@ import math
 import pathlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -199,7 +199,7 @@ def _tfds(source: str, data_dir: str | None, download: bool, cache_dir: str | No
     return shape, classes, _cached(folder, bool(classes))
 
 
-def _records(builder) -> tuple[dict, int]:
+def _records(builder) -> tuple[dict[str, tuple[Any, int, int]], int]:
     """({split: (TFDS records, first, end)}, number of classes)."""
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     names = {"train": "train", "valid": "validation", "test": "test"}

@@ -30,6 +30,7 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ import numpy as np
 from diffusion_lm.data import sources
 
 # The options of each source, with what they are when the config does not set them.
-OPTIONS = {
+OPTIONS: dict[str, dict] = {
     "kjv": {},
     "jsonl": {"path": None, "source_field": "src", "target_field": "trg"},
     "files": {"path": None, "source_suffix": None, "target_suffix": None},
@@ -124,7 +125,7 @@ def _checked(source: str, **options) -> dict:
     return options
 
 
-def wanted(what: str, module: str):
+def wanted(what: str, module: str) -> ModuleType:
     """An optional package; ModuleNotFoundError names the extra."""
     try:
         return importlib.import_module(module)
@@ -268,7 +269,7 @@ def _tfds(
     names = {"train": "train", "valid": "validation", "test": "test"}
     if "train" not in builder.info.splits:
         raise ValueError(f"TFDS dataset {tfds_name!r} has no train split")
-    splits = {}
+    splits: dict[str, list] = {}
     for split, name in names.items():
         if name in builder.info.splits:
             splits[split] = [
@@ -331,7 +332,7 @@ def in_words(n: int) -> str:
     return f"{in_words(n // unit)} {name}{rest}"
 
 
-_OPEN = {
+_OPEN: dict[str, Callable] = {
     "kjv": _kjv,
     "jsonl": _jsonl,
     "files": _files,

@@ -154,9 +154,9 @@ class PairData(NamedTuple):
 
     def text_of(self, tokens: Iterable[int]) -> str:
         """The text of a target: what stands before its first end token."""
-        tokens = np.asarray(tokens)
-        ends = np.flatnonzero(tokens == self.tokenizer.end)
-        return self.tokenizer.decode(tokens[: ends[0]] if len(ends) else tokens)
+        ids = np.asarray(tokens)
+        ends = np.flatnonzero(ids == self.tokenizer.end)
+        return self.tokenizer.decode(ids[: ends[0]] if len(ends) else ids)
 
     def _columns(self, split: str) -> arrays.Columns:
         pairs = self.windows(split)

@@ -8,14 +8,14 @@ import pathlib
 import re
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 SPLITS = ("train", "valid", "test")
 # The options of each source, with what they are when the config does not set them.
-OPTIONS = {
+OPTIONS: dict[str, dict] = {
     "sotu": {},
     "files": {"path": None, "split": "document"},
     "openwebtext": {"path": None, "valid_documents": 100_000},
@@ -54,7 +54,12 @@ def open_source(source: str, **options) -> Source:
             raise ValueError(f"source {source!r} wants {name}, got None")
     if "path" in options:
         options["path"] = pathlib.Path(options["path"]).expanduser()
-    opened = {"sotu": _sotu, "files": _files, "openwebtext": _openwebtext, "tfds": _tfds}
+    opened: dict[str, Callable] = {
+        "sotu": _sotu,
+        "files": _files,
+        "openwebtext": _openwebtext,
+        "tfds": _tfds,
+    }
     documents, found = opened[source](**options)
     # Where the text lies does not matter, what lies there does.
     what = {k: v for k, v in options.items() if k not in ("path", "data_dir", "download")}
@@ -203,7 +208,7 @@ def _tfds(
     return by_document(documents, missing), [builder.info.full_name, sizes]
 
 
-def tfds_builder(tfds_name: str, data_dir: str | None, download: bool):
+def tfds_builder(tfds_name: str, data_dir: str | None, download: bool) -> Any:
     """The builder of a TFDS dataset that lies in `data_dir`, or is first prepared there."""
     import tensorflow_datasets as tfds  # slow, and only TFDS sources need it
     from tensorflow_datasets.core import read_only_builder
@@ -219,7 +224,7 @@ def tfds_builder(tfds_name: str, data_dir: str | None, download: bool):
         ) from None
 
 
-def tfds_records(builder, split: str):
+def tfds_records(builder: Any, split: str) -> Sequence[dict]:
     """The records of a TFDS split, a sequence of dicts of numpy values."""
     try:
         return builder.as_data_source(split=split)
@@ -291,6 +296,7 @@ def _read_archive(file: pathlib.Path) -> Iterator[str]:
 
 
 def decode(content: bytes, name: object, offset: int = 0) -> str:
+    """UTF-8 as text. Raises ValueError, naming the byte counted from `offset`, for what is not."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -186,7 +186,9 @@ def _encode(documents: sources.Documents, tokenizer, files: dict) -> dict[str, i
     return counts
 
 
-def cut(tokens: np.ndarray, documents: int, tokenizer, length: int) -> Windows:
+def cut(
+    tokens: np.ndarray, documents: int, tokenizer: tokenizers.Tokenizer, length: int
+) -> Windows:
     """Cuts tokens [n] into windows and counts what they hold."""
     dropped = len(tokens) % length
     windows = tokens[: len(tokens) - dropped].reshape(-1, length)

@@ -192,12 +192,12 @@ def _finish(name, pieces: list[bytes], encode: Callable, rule: str, specials=Non
     chars[specials] = sizes[specials] = 0
 
     def decode(ids: Iterable[int]) -> str:
-        ids = np.asarray(ids)
-        wrong = np.flatnonzero((ids < 0) | (ids >= len(pieces)))
+        given = np.asarray(ids)
+        wrong = np.flatnonzero((given < 0) | (given >= len(pieces)))
         if wrong.size:
-            at = int(wrong[0])
-            raise ValueError(f"decode: id {ids[at]} at position {at}, wanted 0..{len(pieces) - 1}")
-        return b"".join([pieces[i] for i in ids]).decode("utf-8", "replace")
+            at, last = int(wrong[0]), len(pieces) - 1
+            raise ValueError(f"decode: id {given[at]} at position {at}, wanted 0..{last}")
+        return b"".join([pieces[i] for i in given]).decode("utf-8", "replace")
 
     return Tokenizer(
         name=name,

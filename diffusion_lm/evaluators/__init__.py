@@ -1,24 +1,26 @@
 """Evaluators, and what those that score the windows of a split share."""
 
 import math
+from typing import Any
 
 import numpy as np
 
 
 def check(*, batch_size: int, max_windows: int) -> None:
+    """Raises ValueError for options that no evaluator of windows can have."""
     if batch_size < 1:
         raise ValueError(f"evaluators.batch_size must be at least 1, got {batch_size}")
     if max_windows < 0:
         raise ValueError(f"evaluators.max_windows must be 0 (all) or more, got {max_windows}")
 
 
-def number_of_windows(run, split: str, max_windows: int) -> int:
+def number_of_windows(run: Any, split: str, max_windows: int) -> int:
     """How many windows of a split are scored: the first `max_windows`, 0 means all."""
     number = len(run.data.windows(split).tokens)
     return min(max_windows or number, number)
 
 
-def row(run, split: str, number: int, nats: float) -> dict:
+def row(run: Any, split: str, number: int, nats: float) -> dict:
     """What every likelihood says of the first `number` windows, given the sum of their nats.
 
     `protocol` holds what two figures must share to be compared (compare.py). Windows do not

@@ -4,19 +4,23 @@ Collapsed embeddings lie close to each other beside the noise, so that nothing c
 well parted ones, under little noise, are read off z_t without any source. Both show here.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_lm import keys, parallel
-from diffusion_lm.types import Objective
+from diffusion_lm.types import Embedder, Objective
 
 TIMES = 16  # for the copy score, evenly spaced
 TOKENS = 1000  # the first ones, for the copy score
 ROWS = 32  # pairs, or 32 times as many embeddings, that are looked at together
 
 
-def make(*, objective: Objective, split: str = "valid", max_pairs: int = 256):
+def make(
+    *, objective: Objective, split: str = "valid", max_pairs: int = 256
+) -> Callable[..., dict]:
     """Measures on the embeddings of the target tokens that the training split holds, and on the
     first `max_pairs` pairs of `split`:
 
@@ -97,7 +101,9 @@ def health(table: np.ndarray, factor: float) -> dict[str, float]:
     }
 
 
-def copied(table, answer, model, rng) -> float:
+def copied(
+    table: np.ndarray, answer: np.ndarray, model: Embedder, rng: np.random.Generator
+) -> float:
     """The copy score over tokens int[N], each seen at every one of TIMES times."""
     clean, hits = np.sqrt(table.shape[1]) * table, []
     for t in (np.arange(TIMES) + 0.5) / TIMES:

@@ -1,12 +1,16 @@
 """The learned schedules of GenMD4, token by token."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
+
+from diffusion_lm.types import Objective
 
 MOST_TOKENS = 10_000_000  # counted at most
 
 
-def make(*, objective, tokens: int = 20):
+def make(*, objective: Objective, tokens: int = 20) -> Callable[..., dict]:
     """Lists the `tokens` largest and smallest exponents w_v of alpha_{t,v} = 1 - t^{w_v}.
 
     A token with a large exponent is masked late and so revealed early. Tokens that the (first ten

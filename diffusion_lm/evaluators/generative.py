@@ -8,12 +8,12 @@ perplexity a collapse of the entropy would buy.
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from diffusion_lm import evaluators
-from diffusion_lm.types import Judge
+from diffusion_lm.types import Data, Judge
 
 AVERAGES = (
     "token_weighted: exp(nats of all / judged tokens of all); mean_over_sequences: of exp(nats / "
@@ -23,7 +23,7 @@ AVERAGES = (
 
 def make(
     *,
-    data,
+    data: Data,
     samplers: Callable,
     judge: Judge,
     split: str = "valid",
@@ -34,7 +34,7 @@ def make(
     seed: int = 0,
     batch_size: int = 16,
     mauve: bool = False,
-):
+) -> Callable[..., dict]:
     """Draws `samples` texts at every pair of `steps` and `temperatures` with the config's sampler.
 
     Without `steps` the sampler's own number, if it has one, without `temperatures` its own; then
@@ -102,7 +102,7 @@ def make(
     return evaluate
 
 
-def grid(steps, temperatures) -> list[dict]:
+def grid(steps: Sequence[int], temperatures: Sequence[float]) -> list[dict]:
     """The fields of the sampler that are replaced, one dict a point."""
     return [
         {name: value for name, value in (("num_steps", n), ("temperature", t)) if value is not None}

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def make(
     target_error: float = 0.0,
     batch_size: int = 64,
     max_windows: int = 0,
-):
+) -> Callable[..., dict]:
     """Scores every window of a split `draws` times (once if the objective is exact).
 
     `max_windows` limits the split to its first windows, 0 means all. The standard error is that of

@@ -9,6 +9,8 @@ The order looks at predictions only, never at the token it is about to reveal, s
 1 over all x: they are the law of the sampler that reveals one token at a time in this order.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +18,7 @@ from diffusion_lm import evaluators
 from diffusion_lm.ops.certainty import KINDS, certainty
 from diffusion_lm.ops.rows import at_rows
 from diffusion_lm.schedules import time_of
-from diffusion_lm.types import Objective
+from diffusion_lm.types import Array, Objective
 
 ORDERS = ("left_to_right", *KINDS)
 ROWS = 512  # whose log-probabilities are held at once
@@ -29,7 +31,7 @@ def make(
     order: str = "confidence",
     batch_size: int = 64,
     max_windows: int = 0,
-):
+) -> Callable[..., dict]:
     """Scores every window of a split with L network calls a batch.
 
     `order`: "left_to_right", or the surest position first by "confidence", "margin" or "entropy"
@@ -62,7 +64,7 @@ def make(
     return evaluate
 
 
-def nats_in_order(objective: Objective, order: str):
+def nats_in_order(objective: Objective, order: str) -> Callable[..., Array]:
     """(params, batch, key) -> -log p(x) under the order, f32[B] nats; the key is not used."""
 
     def score(params, batch, key):

@@ -4,11 +4,15 @@ import functools
 import hashlib
 import importlib.util
 import json
+from collections.abc import Callable
 
 from diffusion_lm import evaluators
+from diffusion_lm.types import Data
 
 
-def make(*, data, split: str = "valid", max_pairs: int = 0, batch_size: int = 32):
+def make(
+    *, data: Data, split: str = "valid", max_pairs: int = 0, batch_size: int = 32
+) -> Callable[..., dict]:
     """Translates the sources of a split as `run.translate` does and scores what it chose.
 
     `max_pairs` limits the split to its first pairs, 0 means all. The row holds `scores`; the facts

@@ -1,14 +1,16 @@
 """Likelihood of texts that the model was not trained on, read and cut by a paper's protocol."""
 
+from collections.abc import Callable
+
 from diffusion_lm.data import corpora
 from diffusion_lm.evaluators import likelihood
-from diffusion_lm.types import Objective
+from diffusion_lm.types import Data, Objective
 
 
 def make(
     *,
     objective: Objective,
-    data,
+    data: Data,
     path: str,
     dataset: str = "text",
     protocol: str = "joined",
@@ -16,7 +18,7 @@ def make(
     target_error: float = 0.0,
     batch_size: int = 64,
     max_windows: int = 0,
-):
+) -> Callable[..., dict]:
     """As the evaluator `likelihood`, of the windows of another data set.
 
     `dataset` says what stands at `path` and how it is detokenized, `protocol` how documents become

@@ -9,10 +9,13 @@ llama     LLaMA and what is built like it (HuggingFaceTB/SmolLM2-135M)
 
 import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
+
+from diffusion_lm.types import Params
 
 KINDS = ("sedd", "mdlm", "mdlm_ar", "gpt2", "llama")
 # That may stand before names.
@@ -98,7 +101,7 @@ LLAMA_WHOLE = {
 }
 
 
-def places(params) -> dict[str, Place]:
+def places(params: Params) -> dict[str, Place]:
     """Their names and the places, of a network's parameters, abstract or not."""
     whole, block, stem, turned = WHOLE, BLOCK, "blocks", True
     if "gate" in params["blocks"]:
@@ -122,7 +125,7 @@ def _get(tree, path):
     return tree
 
 
-def shape_of(params, place: Place) -> tuple[int, ...]:
+def shape_of(params: Params, place: Place) -> tuple[int, ...]:
     """The shape that their tensor has."""
     shape = _get(params, place.path).shape[0 if place.layer is None else 1 :]
     if not place.fed:
@@ -131,7 +134,7 @@ def shape_of(params, place: Place) -> tuple[int, ...]:
     return sides[::-1] if place.turned else sides
 
 
-def to_ours(abstract, read):
+def to_ours(abstract: Params, read: Callable[[str], np.ndarray]) -> Params:
     """Parameters like `abstract`, numpy, of `read(name) -> float32 array`."""
     out = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), abstract)
     for name, place in places(abstract).items():
@@ -141,7 +144,7 @@ def to_ours(abstract, read):
     return out
 
 
-def to_theirs(params) -> dict[str, np.ndarray]:
+def to_theirs(params: Params) -> dict[str, np.ndarray]:
     """Their tensors by name, of our parameters as numpy arrays."""
     out = {}
     for name, place in places(params).items():
@@ -154,7 +157,7 @@ def to_theirs(params) -> dict[str, np.ndarray]:
     return out
 
 
-def constant_shape(kind: str, name: str, network) -> tuple[int, ...] | None:
+def constant_shape(kind: str, name: str, network: dict) -> tuple[int, ...] | None:
     """The shape of a tensor that is no parameter, by our options of the network; None if it is
     one, or unknown."""
     if kind == "gpt2":
@@ -164,7 +167,7 @@ def constant_shape(kind: str, name: str, network) -> tuple[int, ...] | None:
     return (network["width"] // network["heads"] // 2,) if known else None
 
 
-def constant(kind: str, name: str, network) -> np.ndarray:
+def constant(kind: str, name: str, network: dict) -> np.ndarray:
     """What it holds: which positions see which, or the rotary frequencies."""
     if kind == "gpt2":
         return np.tri(network["positions"], dtype=np.float32)[None, None]

@@ -1,6 +1,9 @@
 """LLaMA's config.json, as transformers writes it, and the config of ours that matches."""
 
+from typing import Any
+
 from diffusion_lm.interop.model_config import LENGTH, choice, integer, real, trained
+from diffusion_lm.types import Params
 
 MOST_LAYERS = 1000
 
@@ -47,7 +50,7 @@ def run_config(kind: str, config: dict, shapes: dict[str, tuple]) -> dict:
     return made
 
 
-def published_config(kind: str, config, params) -> dict:
+def published_config(kind: str, config: Any, params: Params) -> dict:
     """A config.json as transformers reads it, of a config of ours."""
     network = config.network
     return {

@@ -2,9 +2,10 @@
 LLaMA's are in llama.py."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diffusion_lm.interop.layouts import BUFFER
+from diffusion_lm.types import Params
 
 
 class Sizes(NamedTuple):
@@ -119,19 +120,22 @@ def _section(config: dict, name: str) -> dict:
     return value
 
 
-def integer(name: str, value) -> int:
+def integer(name: str, value: Any) -> int:
+    """A value of a config.json. Raises ValueError if it is no integer in 1..MOST."""
     if type(value) is not int or not 0 < value <= MOST:
         raise ValueError(f"config.json: {name} must be an integer in 1..{MOST}, got {value!r:.60}")
     return value
 
 
-def real(name: str, value) -> float:
+def real(name: str, value: Any) -> float:
+    """A value of a config.json. Raises ValueError if it is no number in [0, 1e9)."""
     if type(value) not in (int, float) or not 0 <= value < 1e9:
         raise ValueError(f"config.json: {name} must be a number from 0 on, got {value!r:.60}")
     return float(value)
 
 
-def choice(name: str, value, choices: tuple):
+def choice(name: str, value: Any, choices: tuple) -> Any:
+    """A value of a config.json. Raises ValueError if it is none of the choices."""
     if value not in choices:
         raise ValueError(
             f"config.json: {name} {value!r:.60} is not supported; choices: "
@@ -196,7 +200,7 @@ def trained(network: dict, length: int) -> dict:
     }
 
 
-def kind_of(config) -> str:
+def kind_of(config: Any) -> str:
     """The layout that a run of ours can be written in. Raises ValueError if there is none."""
     network, objective = config.network, config.objective
     if network.name in ("gpt2", "llama") and objective.name == "ar":
@@ -225,7 +229,7 @@ def kind_of(config) -> str:
     return name
 
 
-def published_config(kind: str, config, params) -> dict:
+def published_config(kind: str, config: Any, params: Params) -> dict:
     """A config.json as the original project of a kind reads it, of a config of ours."""
     network, length, rows = config.network, config.data.length, len(params["embedding"])
     if kind == "gpt2":

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Collection
 
 import jax
 import numpy as np
@@ -22,7 +23,9 @@ NOTE = "imported.json"  # in a workdir: what a published model had beside its we
 LISTED = 400  # names in an error
 
 
-def import_run(source: str, *, kind: str, workdir: str, ema: str | None, overrides: list[str]):
+def import_run(
+    source: str, *, kind: str, workdir: str, ema: str | None, overrides: list[str]
+) -> list[str]:
     """Makes a workdir of published weights: config.json, a checkpoint of step 0, and a note for the
     way back. Returns what to tell. Raises ValueError or OSError in one line; the workdir is then
     not there. All is checked before the weights are read, and they before anything is written."""
@@ -173,7 +176,7 @@ def _vacant(folder: str) -> None:
         raise FileExistsError(f"{folder} is there already and is not empty; take another folder")
 
 
-def _fit(found: dict[str, Tensor], abstract, floats: tuple[str, ...]) -> None:
+def _fit(found: dict[str, Tensor], abstract, floats: Collection[str]) -> None:
     """Raises one ValueError that lists all names and shapes that do not fit the network."""
     wanted = {n: layouts.shape_of(abstract, p) for n, p in layouts.places(abstract).items()}
     lists = {

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from diffusion_lm.data import tokenizer_json
@@ -18,8 +18,8 @@ class Published(NamedTuple):
     """A model as it is published; its tensors are not read yet."""
 
     read: Callable  # (name, tensor) -> float32[shape]
-    floats: tuple[str, ...]  # types that it can read
-    tensors: dict[str, Tensor | gguf.Tensor]
+    floats: Collection[str]  # types that it can read
+    tensors: Mapping[str, Tensor | gguf.Tensor]
     config: dict | None  # config.json
     tokenizer: str | None  # the content of tokenizer.json
     lacks: str  # why there is no tokenizer
@@ -58,6 +58,7 @@ def _text(path: str) -> str:
 
 
 def read_json(path: str) -> dict:
+    """The JSON object in a file. Raises ValueError, naming the file, if it holds none."""
     try:
         value = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
@@ -113,7 +114,7 @@ def _shards(index: str) -> dict[str, Tensor]:
     return out
 
 
-def named(files: dict, ema: str | None) -> tuple[dict, str]:
+def named(files: Mapping, ema: str | None) -> tuple[dict, str]:
     """(the chosen tensors by their plain names, the prefix they had)."""
     first = {name.split(".")[0] for name in files}
     if ema is None and "ema" in first and len(first) > 1:

@@ -31,7 +31,7 @@ def rotate(h_BLHK: Array, position_L: Array, base: float = 1e4) -> Array:
     return out.astype(h_BLHK.dtype)
 
 
-def project(h: Array, kernel: Array, dtype) -> Array:
+def project(h: Array, kernel: Array, dtype: jnp.dtype) -> Array:
     """h[B, L, D] times a kernel whose leading axes hold D and whose others are the output's.
 
     One product of two matrices: with more axes, XLA's backward pass on CPUs is far slower.
@@ -70,7 +70,9 @@ class Attention(nn.Module):
     out_init: Callable | None = None
 
     @nn.compact
-    def __call__(self, h_BLD: Array, position_L: Array, cache=None):
+    def __call__(
+        self, h_BLD: Array, position_L: Array, cache: tuple[Array, Array] | None = None
+    ) -> tuple[Array, tuple[Array, Array] | None]:
         """Returns (out[B, L, D], cache). With a cache, L = 1 and position_L holds its place."""
         width = h_BLD.shape[-1]
         size = width // self.heads
@@ -120,7 +122,7 @@ class GatedMLP(nn.Module):
         return project(nn.silu(gate) * up, down, self.dtype)
 
 
-def fan_in_of(num_axes: int):
+def fan_in_of(num_axes: int) -> Callable[..., Array]:
     """An initialiser whose fan-in is the product of the first `num_axes` axes."""
 
     def init(key, shape, dtype=jnp.float32):
@@ -137,6 +139,6 @@ def time_features(t_B: Array, size: int = 256) -> Array:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def row_keys(keys_B: Array | None, num: int):
+def row_keys(keys_B: Array | None, num: int) -> list:
     """Splits per-row keys for `num` uses; None stays None."""
     return [None] * num if keys_B is None else list(keys.split(keys_B, num))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from diffusion_lm import keys
 from diffusion_lm.networks.layers import dropout
 from diffusion_lm.networks.transformer import condition_init, condition_of
-from diffusion_lm.types import Array, Network
+from diffusion_lm.types import Array, Network, Params
 
 # Logical axes of the parameters, as in transformer.AXES. The output of a convolution is its
 # "width", so that Muon sees it as one matrix from all the inputs of a place.
@@ -93,7 +93,7 @@ def check(
     dropout_rate: float,
     dtype: str,
     **positive: int,
-):
+) -> None:
     """Raises ValueError for what a network of images cannot be.
 
     `channels` are those of the residual blocks, after the name of their option; attention has
@@ -126,7 +126,7 @@ def network(
     outputs: int,
     time_input: bool,
     classes: int,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     blocks: int,
     width: int,
     dropout_rate: float,
@@ -209,10 +209,11 @@ def network(
 
 
 def one_and_one(h: Array, other: Array) -> Array:
+    """Both, one after the other along the last axis."""
     return jnp.concatenate([h, other], axis=-1)
 
 
-def stacked(block: nn.Module, key: Array, number: int, *inputs):
+def stacked(block: nn.Module, key: Array, number: int, *inputs) -> Params:
     """The parameters of `number` such blocks, along a first axis."""
     init = jax.vmap(lambda key: block.init(key, *inputs, None)["params"])
     return init(jax.random.split(key, number))

@@ -44,7 +44,14 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, h_BLD, position_L, cond_BC, keys_B, cache=None):
+    def __call__(
+        self,
+        h_BLD: Array,
+        position_L: Array,
+        cond_BC: Array | None,
+        keys_B: Array | None,
+        cache: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, tuple[Array, Array] | None]:
         width = h_BLD.shape[-1]
         scale1 = scale2 = shift1 = shift2 = 0.0
         gate1 = gate2 = 1.0
@@ -74,12 +81,14 @@ class Condition(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, t_B):
+    def __call__(self, t_B: Array) -> Array:
         c = nn.silu(nn.Dense(self.width, name="in")(time_features(t_B)))
         return nn.silu(nn.Dense(self.width, name="out")(c))
 
 
-def condition_init(key_time: Array, key_label: Array, width: int, time_input: bool, classes: int):
+def condition_init(
+    key_time: Array, key_label: Array, width: int, time_input: bool, classes: int
+) -> dict:
     """The parameters of `condition_of`: "condition" for the time, "label" for the classes."""
     params = {}
     if time_input:
@@ -89,7 +98,9 @@ def condition_init(key_time: Array, key_label: Array, width: int, time_input: bo
     return params
 
 
-def condition_of(params, t_B: Array | None, label_B: Array | None, size: int, width: int):
+def condition_of(
+    params: dict, t_B: Array | None, label_B: Array | None, size: int, width: int
+) -> Array | None:
     """The condition of B = size rows, f32[B, C]; None for a network of neither time nor labels."""
     parts = []
     if "condition" in params:
@@ -106,7 +117,7 @@ class Output(nn.Module):
     norm: str
 
     @nn.compact
-    def __call__(self, h_BLD, cond_BC):
+    def __call__(self, h_BLD: Array, cond_BC: Array | None) -> Array:
         h = Norm(self.norm, name="norm")(h_BLD)
         if cond_BC is None:
             return h

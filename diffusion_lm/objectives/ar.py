@@ -4,16 +4,20 @@ The first token is predicted from a start token, the id of the end of a document
 is conditioned on it, and a target counts up to and with the first end token.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from diffusion_lm import keys
 from diffusion_lm.ops import rows
 from diffusion_lm.ops.cross_entropy import smoothed_nats, token_log_prob
-from diffusion_lm.types import Decoder, LossOutput, Objective, ratio
+from diffusion_lm.types import Decoder, LossOutput, Network, Objective, ratio
 
 
-def make(*, network, vocab_size: int, start: int, label_smoothing: float = 0.0) -> Objective:
+def make(
+    *, network: Callable[..., Network], vocab_size: int, start: int, label_smoothing: float = 0.0
+) -> Objective:
     """Next-token prediction on windows x: int32[B, L] with ids below V, or on targets, with the
     label smoothing (0: none) that translation models are trained with.
     """
@@ -91,5 +95,6 @@ def make(*, network, vocab_size: int, start: int, label_smoothing: float = 0.0) 
         return Decoder(net.cache, step, start)
 
     families = ("autoregressive",)
-    exactly = {"exact": True, "token_nll": token_nll, "features": features}
-    return Objective(init, loss, nll, predict, None, families, **exactly)
+    return Objective(
+        init, loss, nll, predict, None, families, True, token_nll=token_nll, features=features
+    )

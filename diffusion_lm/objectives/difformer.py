@@ -30,6 +30,7 @@ evaluators/embeddings.py.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ import jax.numpy as jnp
 from diffusion_lm import keys
 from diffusion_lm.ops.cross_entropy import NEVER, smoothed_nats
 from diffusion_lm.schedules import stratified_times
-from diffusion_lm.types import Array, Embedder, LossOutput, Objective, ratio
+from diffusion_lm.types import Array, Embedder, LossOutput, Network, Objective, Params, ratio
 
 ANCHORS = ("anchor", "rounding", "none")
 NOISES = ("sqrt", "linear", "cosine")
@@ -46,7 +47,7 @@ NETWORK = "seq2seq"
 
 def make(
     *,
-    network,
+    network: Callable[..., Network],
     vocab_size: int,
     length: int,
     end: int,
@@ -150,13 +151,13 @@ def make(
     return Objective(init, loss, None, predict, None, ("gaussian",), lengths=lengths)
 
 
-def clean(weights, x):
+def clean(weights: Params, x: Array) -> Array:
     """z_0 = sqrt(D) E[x]: f32[..., D]."""
     table = weights["embedding"]
     return math.sqrt(table.shape[-1]) * table[x]
 
 
-def noise_levels(noise: str, t, F, preserving: bool) -> tuple[Array, Array]:
+def noise_levels(noise: str, t: Array, F: float | Array, preserving: bool) -> tuple[Array, Array]:
     """(signal, noise) of z_t = signal z_0 + noise eps."""
     if noise == "sqrt":
         abar = 1 - jnp.sqrt(jnp.minimum(t + 1e-4, 1.0))

@@ -42,6 +42,7 @@ the right of a gap play no part in filling it.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ from diffusion_lm import keys
 from diffusion_lm.objectives.md4 import ranks, uniform_counts
 from diffusion_lm.ops import categorical
 from diffusion_lm.schedules import stratified_times, time_of
-from diffusion_lm.types import LossOutput, Objective, ratio
+from diffusion_lm.types import Array, LossOutput, Network, Objective, ratio
 
 ENERGIES = ("nce", "ar", "coar")
 VARIANTS = ({"energy": "nce"}, {"energy": "coar"})  # "ar" is loose by its number of candidates
@@ -59,7 +60,7 @@ PLACES = 64  # of every row, whose log-probabilities are held at once
 
 def make(
     *,
-    network,
+    network: Callable[..., Network],
     vocab_size: int,
     proposal: Objective,
     ar: Objective | None = None,
@@ -261,18 +262,18 @@ def make(
     )
 
 
-def log_mean_exp(a_BK):
+def log_mean_exp(a_BK: Array) -> Array:
     """f32[B, K] -> f32[B]."""
     return jax.nn.logsumexp(a_BK, axis=1) - math.log(a_BK.shape[1])
 
 
-def log_others(a_BK):
+def log_others(a_BK: Array) -> Array:
     """log sum_{j != i} e^{a_j}: f32[B, K]."""
     itself = jnp.eye(a_BK.shape[1], dtype=bool)
     return jax.nn.logsumexp(jnp.where(itself, -jnp.inf, a_BK[:, None]), axis=2)
 
 
-def log_partition(a_BK):
+def log_partition(a_BK: Array) -> tuple[Array, Array]:
     """Two estimates of log E[e^a] from K draws, f32[B, K] -> f32[B], f32[B]: the first too low on
     average, the second too high once K is large enough."""
     number, top_B = a_BK.shape[1], a_BK.max(1)
@@ -283,7 +284,7 @@ def log_partition(a_BK):
     return below_B + top_B, above_B + top_B
 
 
-def log_chosen(log_w_BK, put_in_BK):
+def log_chosen(log_w_BK: Array, put_in_BK: Array) -> Array:
     """log sum_i w'_i / (w'_i + sum_{j != i} w_j): f32[B]."""
     return jax.nn.logsumexp(-jax.nn.softplus(log_others(log_w_BK) - put_in_BK), axis=1)
 
@@ -293,5 +294,6 @@ def body_of(network: dict) -> dict:
     return {name: part for name, part in network.items() if name != "head"}
 
 
-def labelled(label_B) -> dict:
+def labelled(label_B: Array | None) -> dict:
+    """The labels as a batch or a condition holds them, if there are any."""
     return {} if label_B is None else {"label": label_B}

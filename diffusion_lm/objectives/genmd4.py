@@ -17,6 +17,7 @@ The released code takes alpha_1 = 1e-4, leaves out the prior term that costs, an
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,12 @@ import jax.numpy as jnp
 from diffusion_lm import keys
 from diffusion_lm.objectives.md4 import guided, hide
 from diffusion_lm.schedules import stratified_times
-from diffusion_lm.types import LossOutput, Objective, Process, Ratio, Schedule, ratio
+from diffusion_lm.types import LossOutput, Network, Objective, Process, Ratio, Schedule, ratio
 
 
 def make(
     *,
-    network,
+    network: Callable[..., Network],
     vocab_size: int,
     length: int,
     classes: int = 0,

@@ -30,6 +30,7 @@ The estimators of the bound, all without bias; those after the first two take th
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ from diffusion_lm.ops import rows
 from diffusion_lm.ops.cross_entropy import token_log_prob
 from diffusion_lm.processes import absorbing, reveal_prob
 from diffusion_lm.schedules import independent_times, stratified_times
-from diffusion_lm.types import Denoiser, LossOutput, Objective, Schedule, ratio
+from diffusion_lm.types import Array, Denoiser, LossOutput, Network, Objective, Schedule, ratio
 
 BY_TIME = ("independent", "low_discrepancy")
 ESTIMATORS = (*BY_TIME, "counts", "paired", "complementary", "control_variate")
@@ -49,7 +50,7 @@ SINGLE = (*BY_TIME, "counts")  # a row's mask has no partner
 
 def make(
     *,
-    network,
+    network: Callable[..., Network],
     vocab_size: int,
     length: int,
     schedule: Schedule,
@@ -231,13 +232,13 @@ def make(
     return Objective(init, loss, nll, predict, lambda params: process, ("masked",))
 
 
-def uniform_counts(u, length: int):
+def uniform_counts(u: Array, length: int) -> tuple[Array, Array]:
     """n uniform on 1..L from u uniform on [0, 1), and its weight L/n."""
     n = 1 + jnp.minimum(jnp.floor(u * length), length - 1).astype(jnp.int32)
     return n, length / n
 
 
-def early_counts(u, length: int):
+def early_counts(u: Array, length: int) -> tuple[Array, Array]:
     """n = ceil(L u^2) on 1..L from u uniform on [0, 1], and its weight 1 / (n P(n)).
 
     P(n) = sqrt(n/L) - sqrt((n-1)/L) = 1 / (sqrt(L n) + sqrt(L (n-1))).
@@ -246,23 +247,29 @@ def early_counts(u, length: int):
     return n, math.sqrt(length) * (jnp.sqrt(n) + jnp.sqrt(n - 1)) / n
 
 
-def ranks(keys_B, length: int):
+def ranks(keys_B: Array, length: int) -> Array:
     """A permutation of 0..L-1 for each row: int32[B, L]."""
     return jax.vmap(lambda key: jax.random.permutation(key, length))(keys_B)
 
 
-def again(keys_B, draw: int):
+def again(keys_B: Array, draw: int) -> Array:
     """The keys of a further draw; those of draw 0 are the keys themselves."""
     return keys.rows_fold(keys_B, 1 + draw) if draw else keys_B  # 0 and 1: see trunk
 
 
-def hide(keys_B, label_B, classes: int):
+def hide(keys_B: Array, label_B: Array, classes: int) -> Array:
     """Labels int32[B], each replaced by `classes`, the unknown one, with probability 0.1."""
     hidden_B = jax.vmap(lambda key: jax.random.bernoulli(key, 0.1))(keys_B)
     return jnp.where(hidden_B, classes, label_B)
 
 
-def guided(run, log_mu, cond, classes: int, score=None) -> Denoiser:
+def guided(
+    run: Callable,
+    log_mu: Callable | None,
+    cond: dict[str, Array] | None,
+    classes: int,
+    score: Callable | None = None,
+) -> Denoiser:
     """A Denoiser from `run(z, t, label) -> h`, `log_mu(h) -> log p` and `score(h, z, t) -> log s`,
     under a condition.
 

@@ -44,6 +44,7 @@ lambdas are not those probabilities; a model of z alone would also have to find 
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -53,7 +54,16 @@ from diffusion_lm import keys, processes, schedules
 from diffusion_lm.objectives import md4
 from diffusion_lm.ops.cross_entropy import NEVER, smoothed_nats, token_log_prob
 from diffusion_lm.ops.rows import top
-from diffusion_lm.types import Denoiser, LossOutput, Objective, Schedule, ratio
+from diffusion_lm.types import (
+    Array,
+    Denoiser,
+    LossOutput,
+    Memory,
+    Network,
+    Objective,
+    Schedule,
+    ratio,
+)
 
 NOISES = ("absorbing", "multinomial")
 WEIGHTS = ("linear", "reciprocal", "none")
@@ -62,7 +72,7 @@ VARIANTS = tuple({"noise": noise} for noise in NOISES)
 
 def make(
     *,
-    network,
+    network: Callable[..., Network],
     vocab_size: int,
     length: int,
     end: int,
@@ -262,13 +272,13 @@ def cosine() -> Schedule:
     )
 
 
-def weight_at(weight: str, t, timesteps: int):
+def weight_at(weight: str, t: Array, timesteps: int) -> Array:
     """lambda at steps t = 0..T-1: f32 of t's shape."""
     if weight == "linear":
         return 1 - t / timesteps
     return 1 / (t + 1) if weight == "reciprocal" else jnp.ones(t.shape)
 
 
-def length_nats(memory, n_B):
+def length_nats(memory: Memory, n_B: Array) -> Array:
     """-log p(N | src): f32[B]."""
     return -jnp.take_along_axis(memory.length, n_B[:, None], axis=1)[:, 0]

@@ -31,6 +31,7 @@ with which the integral is UDLM's bound.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ from diffusion_lm import keys, processes, schedules
 from diffusion_lm.objectives.md4 import guided, hide
 from diffusion_lm.ops import rows
 from diffusion_lm.ops.cross_entropy import token_logit
-from diffusion_lm.types import LossOutput, Objective, Schedule, ratio
+from diffusion_lm.types import Array, LossOutput, Network, Objective, Schedule, ratio
 
 GRAPHS = ("absorbing", "uniform")
 PARAMETRIZATIONS = ("score", "mean")
@@ -54,7 +55,7 @@ LAST = 1e-3  # the paper's alpha_1: of the uniform graph, and the least that a n
 
 def make(
     *,
-    network,
+    network: Callable[..., Network],
     vocab_size: int,
     schedule: Schedule,
     classes: int = 0,
@@ -182,7 +183,7 @@ def make(
     return Objective(init, loss, nll, predict, lambda params: process, families)
 
 
-def uniform_score_entropy(log_s, z, x, log_odds):
+def uniform_score_entropy(log_s: Array, z: Array, x: Array, log_odds: Array) -> Array:
     """sum_{y != z} s_y - r_y log s_y + r_y (log r_y - 1) for the uniform graph, nats.
 
     log_s f32[..., V]; z, x int[...]; log_odds f32[...] is log o (see above) -> f32[...].

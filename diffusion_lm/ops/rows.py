@@ -1,16 +1,18 @@
 """Work at chosen positions only."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from diffusion_lm.types import BATCH_AXES, Array
+from diffusion_lm.types import BATCH_AXES, Array, Params
 
 
-def at_rows(fn, where_BL: Array, args, *, chunk: int):
+def at_rows(fn: Callable, where_BL: Array, args: Any, *, chunk: int) -> Any:
     """fn(args) where `where_BL` is true, zeros elsewhere: a pytree of arrays [B, L, ...].
 
     args is a pytree of arrays [B, L, ...]; fn maps them at `chunk` positions, arrays [chunk, ...],
@@ -54,7 +56,9 @@ ENTRIES = 2**22  # of logits that a device holds at once, if this leaves no more
 CHUNKS = 4  # chunks: each reads and writes the whole head and its gradient
 
 
-def weighted(fn, params, weight_BR: Array, h_BRD: Array, *about: Array, width: int) -> Array:
+def weighted(
+    fn: Callable, params: Params, weight_BR: Array, h_BRD: Array, *about: Array, width: int
+) -> Array:
     """weight fn(params, h, *about): f32[B, R], where fn takes f[B, C, D] and arrays [B, C] to
     f32[B, C] by way of arrays [B, C, width], which are never there for all of R at once.
 

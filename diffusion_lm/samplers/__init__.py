@@ -3,8 +3,10 @@
 import importlib
 import pkgutil
 
+from diffusion_lm.types import Objective
 
-def check(name: str, objective) -> None:
+
+def check(name: str, objective: Objective) -> None:
     """Raises ValueError, with the samplers that do serve it, if sampler `name` cannot."""
     serves = {
         m.name: getattr(importlib.import_module(f"{__name__}.{m.name}"), "SERVES", ())

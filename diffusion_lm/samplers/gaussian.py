@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm import samplers
-from diffusion_lm.types import Objective, Sampler, Samples
+from diffusion_lm.types import Array, Objective, Sampler, Samples
 
 SERVES = ("gaussian",)
 
@@ -71,7 +71,9 @@ def make(
     return Sampler(sample)
 
 
-def posterior(z, z_0, levels_t, levels_s):
+def posterior(
+    z: Array, z_0: Array, levels_t: tuple[Array, Array], levels_s: tuple[Array, Array]
+) -> tuple[Array, Array]:
     """(mean, standard deviation) of q(z_s | z_t, z_0); levels are (signal, noise) at t and s."""
     (a_t, n_t), (a_s, n_s) = levels_t, levels_s
     ratio = jnp.where(a_s > 0, a_t / jnp.where(a_s > 0, a_s, 1), 0)

@@ -29,10 +29,18 @@ class Draw(NamedTuple):
     top_p: float
 
     def shape(self, log_probs: Array) -> Array:
+        """log p f32[..., V] sharpened by temperature and top_p (ops/categorical.py)."""
         return categorical.shape(log_probs, temperature=self.temperature, top_p=self.top_p)
 
     def at(
-        self, denoiser: Denoiser, h, where_BL: Array, keys_B: Array, *, rows: int, shape=None
+        self,
+        denoiser: Denoiser,
+        h: Any,
+        where_BL: Array,
+        keys_B: Array,
+        *,
+        rows: int,
+        shape: Callable[[Array], Array] | None = None,
     ) -> Drawn:
         """Runs the head and draws at the positions `where_BL` only, about `rows` at a time, from
         what `shape` (if None, this one's) makes of a prediction.
@@ -75,14 +83,14 @@ def trace_of(start_BL: Array, tokens_BL: Array, step_BL: Array, prob_BL: Array) 
     )
 
 
-def measure(denoiser: Denoiser, h, where_BL: Array, of: Callable[[Array], Any]) -> Any:
+def measure(denoiser: Denoiser, h: Any, where_BL: Array, of: Callable[[Array], Any]) -> Any:
     """`of(log p)`, arrays [R] from f32[R, V], at the positions `where_BL`; 0 elsewhere: [B, L]."""
     return at_rows(
         lambda h: of(denoiser.head(h)), where_BL, h, chunk=chunk(denoiser, h, where_BL.size)
     )
 
 
-def chunk(denoiser: Denoiser, h, rows: int) -> int:
+def chunk(denoiser: Denoiser, h: Any, rows: int) -> int:
     """How many positions the head of a Denoiser runs at in one go."""
     return rows_at_once(jax.eval_shape(denoiser.head, h).shape[-1], rows)
 
@@ -100,6 +108,7 @@ def drawing(*, temperature: float, top_p: float) -> Draw:
 
 
 def steps_option(num_steps: int) -> None:
+    """Raises ValueError for a number of steps below 1."""
     if num_steps < 1:
         raise ValueError(f"sampler.num_steps must be at least 1, got {num_steps}")
 

@@ -37,7 +37,7 @@ from diffusion_lm.ops.rows import at_rows
 from diffusion_lm.processes import kept_and_lost, replaced
 from diffusion_lm.samplers import masked
 from diffusion_lm.schedules import grid as time_grid
-from diffusion_lm.types import Objective, Sampler, Samples, Trace
+from diffusion_lm.types import Array, Objective, Sampler, Samples, Trace
 
 SERVES = ("score",)
 RULES = ("tweedie", "euler")
@@ -132,7 +132,7 @@ def make(
     return Sampler(sample)
 
 
-def believed(log_s, token_R, vocab_size: int):
+def believed(log_s: Array, token_R: Array, vocab_size: int) -> Array:
     """log p_t(token | all other positions), f32[R], from log scores f32[R, S]; what it gives for
     the mask means nothing."""
     log_p = jax.nn.log_softmax(log_s[:, :vocab_size])
@@ -140,7 +140,7 @@ def believed(log_s, token_R, vocab_size: int):
     return jnp.take_along_axis(log_p, token_R[:, None], axis=1)[:, 0]
 
 
-def tweedie(log_s, own, *, absorbing: bool, kept, lost):
+def tweedie(log_s: Array, own: Array, *, absorbing: bool, kept: Array, lost: Array) -> Array:
     """log p(y) of the analytic step up to a constant: f32[R, S] from log scores f32[R, S].
 
     `own` bool[R, S] is true at y = z. `kept` = alpha_t / alpha_s, `lost` = 1 - kept.
@@ -153,7 +153,7 @@ def tweedie(log_s, own, *, absorbing: bool, kept, lost):
     return jnp.log(jnp.maximum(before, 0) * there)
 
 
-def euler(log_s, own, *, jump):
+def euler(log_s: Array, own: Array, *, jump: Array) -> Array:
     """log p(y): jump s_y for y != z, and for y = z the rest, if any: f32[R, S]."""
     log_moves = jnp.where(own, -jnp.inf, log_s + jnp.log(jump))
     rest = 1 - jnp.exp(log_moves).sum(-1, keepdims=True)

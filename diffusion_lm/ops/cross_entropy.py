@@ -8,29 +8,11 @@ from diffusion_lm.types import Array
 NEVER = -1e9  # the logit of what cannot be; finite, so that p log p of it is 0
 
 
-@jax.custom_vjp
 def token_logit(logits: Array, tokens: Array) -> tuple[Array, Array]:
     """logits[tokens] and logsumexp(logits): f32[..., V], int[...] -> f32[...], f32[...]."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen, jax.nn.logsumexp(logits, axis=-1)
-
-
-def _forward(logits, tokens):
-    chosen, total = token_logit(logits, tokens)
-    return (chosen, total), (logits, tokens, total)
-
-
-def _backward(kept, g):
-    """In one pass over the logits, with no scatter."""
-    logits, tokens, total = kept
-    d_chosen, d_total = (a[..., None] for a in g)
-    share = jnp.exp(logits.astype(jnp.float32) - total[..., None])
-    is_token = jnp.arange(logits.shape[-1]) == tokens[..., None]
-    return (d_total * share + jnp.where(is_token, d_chosen, 0)).astype(logits.dtype), None
-
-
-token_logit.defvjp(_forward, _backward)
 
 
 def smoothed_nats(logits: Array, tokens: Array, share: float) -> tuple[Array, Array]:

@@ -106,6 +106,11 @@ def test_gradients_of_products(size, heads, length):
     pairs = [
         (partial(plain, causal=True), attended, (q, k, v)),
         (partial(product, jnp.float32), lambda h, w, b: h @ w + b, (q, kernel, bias)),
+        (
+            lambda h, w, b: product(q.dtype, h, w.T, b),
+            lambda h, w, b: h @ w.T + b,
+            (q, kernel.T, bias),
+        ),
     ]
     for mine, textbook, args in pairs:
 

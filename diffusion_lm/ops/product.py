@@ -35,7 +35,9 @@ def _backward(out, kept, g):
     # Of 16 bits the CPU's fast product is one of rows by columns; XLA leaves it at that where the
     # transpose is of more than two axes, and of 32 bits needs no transpose.
     columns = jnp.moveaxis(h, -1, 0).reshape(h.shape[-1], -1)
-    d_kernel = _dot(columns, rows, 1, 0).astype(kernel.dtype)
+    d_kernel = _dot(columns, rows, 1, 0)
+    # XLA must not merge a later transpose with it: that product it does not have.
+    d_kernel = jax.lax.optimization_barrier(d_kernel).astype(kernel.dtype)
     if bias is None:
         return d_h, d_kernel, None
     # A sum over rows, ten times as fast on CPUs in a product.

@@ -20,8 +20,11 @@ def product(out, h: Array, kernel: Array, bias: Array | None = None) -> Array:
 
 
 def _dot(a, b, i: int, j: int):
-    """The sum over axis i of a and axis j of b."""
-    return jax.lax.dot_general(a, b, (((i,), (j,)), ((), ())), preferred_element_type=jnp.float32)
+    """The sum over axis i of a and axis j of b. On CPUs XLA would merge a later transpose with it,
+    and then lack that product in 16 bits."""
+    axes = ((i,), (j,)), ((), ())
+    out = jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(out)
 
 
 def _forward(out, h, kernel, bias):
@@ -35,9 +38,7 @@ def _backward(out, kept, g):
     # Of 16 bits the CPU's fast product is one of rows by columns; XLA leaves it at that where the
     # transpose is of more than two axes, and of 32 bits needs no transpose.
     columns = jnp.moveaxis(h, -1, 0).reshape(h.shape[-1], -1)
-    d_kernel = _dot(columns, rows, 1, 0)
-    # XLA must not merge a later transpose with it: that product it does not have.
-    d_kernel = jax.lax.optimization_barrier(d_kernel).astype(kernel.dtype)
+    d_kernel = _dot(columns, rows, 1, 0).astype(kernel.dtype)
     if bias is None:
         return d_h, d_kernel, None
     # A sum over rows, ten times as fast on CPUs in a product.

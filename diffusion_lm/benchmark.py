@@ -1,6 +1,7 @@
 """Speed as ratios measured on this machine: python -m diffusion_lm.benchmark NAME."""
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -16,7 +17,8 @@ from typing import Any
 EPILOG = """\
 names:
   train     a train step of MD4 against a 2048^3 float32 matrix product, at 27 and 50257 tokens:
-            4 layers, width 256, windows of 256; FLOPs are those required, the head at masked rows
+            4 layers, width 256, windows of 256; FLOPs are those required, the head at masked rows;
+            by dtype of the network, whose parameters and losses are float32 in either case
   head      head and cross entropy, with their gradient, against one-hot times log-softmax
   sampling  8 texts of 256 of 50257 tokens in 1000 steps, against the textbook loop, which runs
             the network, and draws every token anew, at every step (of it 5 steps are timed)
@@ -95,12 +97,12 @@ def _mib(compiled) -> float:
     return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
-def _model(vocab_size: int, layers: int = LAYERS):
+def _model(vocab_size: int, layers: int = LAYERS, dtype: str = "float32"):
     from diffusion_lm import schedules
     from diffusion_lm.networks import transformer
     from diffusion_lm.objectives import md4
 
-    network = partial(transformer.make, layers=layers, width=WIDTH, heads=4)
+    network = partial(transformer.make, layers=layers, width=WIDTH, heads=4, dtype=dtype)
     linear = schedules.linear()
     return md4.make(
         network=network, vocab_size=vocab_size, length=LENGTH, schedule=linear, estimator="paired"
@@ -108,7 +110,11 @@ def _model(vocab_size: int, layers: int = LAYERS):
 
 
 def train_step(
-    vocab_size: int, batch_size: int, microbatches: int = 1, layers: int = LAYERS
+    vocab_size: int,
+    batch_size: int,
+    microbatches: int = 1,
+    layers: int = LAYERS,
+    dtype: str = "float32",
 ) -> tuple[Any, Any, dict, int]:
     """(compiled step, state, batch, required FLOPs) of MD4 by AdamW."""
     import jax
@@ -116,7 +122,7 @@ def train_step(
 
     from diffusion_lm import keys, metrics, optim, parallel, step
 
-    objective, optimizer = _model(vocab_size, layers), optim.adamw(steps=1000)
+    objective, optimizer = _model(vocab_size, layers, dtype), optim.adamw(steps=1000)
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
     state = jax.jit(partial(step.init_state, objective, optimizer, seed=0, ema=0.0))()
     tokens = jax.random.randint(jax.random.key(0), (batch_size, LENGTH), 0, vocab_size)
@@ -137,8 +143,10 @@ def train(repeats: int) -> Iterator[dict]:
 
     a = jnp.ones((2048, 2048), jnp.float32)
     product = jax.jit(jnp.matmul)
-    for vocab_size, batch_size, microbatches in ((27, 16, 4), (50257, 2, 1), (50257, 16, 1)):
-        compiled, state, batch, flops = train_step(vocab_size, batch_size, microbatches)
+    sizes = ((27, 16, 4), (50257, 2, 1), (50257, 16, 1))
+    for size, dtype in itertools.product(sizes, ("float32", "bfloat16")):
+        vocab_size, batch_size, microbatches = size
+        compiled, state, batch, flops = train_step(*size, dtype=dtype)
         times = max(1, round(4 * 2048**3 / flops))
 
         def steps(compiled=compiled, batch=batch, times=times):
@@ -153,6 +161,7 @@ def train(repeats: int) -> Iterator[dict]:
         (wall, cpu), (mine, mine_cpu) = found["product"], found["steps"]
         work = times * flops / (4 * 2048**3)  # in products
         yield {
+            "dtype": dtype,
             "vocab_size": vocab_size,
             "batch_size": batch_size,
             "microbatches": microbatches,
@@ -238,17 +247,21 @@ def sampling(repeats: int) -> Iterator[dict]:
 
         return jax.lax.scan(step, z_BL, jnp.arange(num_steps, num_steps - timed, -1))[0]
 
-    cases = {
-        "textbook": lambda: textbook(params, prompt),
-        "ours": lambda: draw(params, keys_B, prompt, free),
-    }
+    calls = []
+
+    def drawn():
+        out = draw(params, keys_B, prompt, free)
+        calls.append(out.calls)
+        return out
+
+    cases = {"textbook": lambda: textbook(params, prompt), "ours": drawn}
     found = in_turns(cases, min(repeats, 3))
     whole = num_steps / timed
     found["textbook"] = tuple(whole * s for s in found["textbook"])
     yield {
         "vocab_size": vocab_size,
         "num_steps": num_steps,
-        "network_calls": int(draw(params, keys_B, prompt, free).calls),
+        "network_calls": int(calls[-1]),
         **_against("textbook", found, "ours"),
         "temporaries_mib": _mib(draw),
     }

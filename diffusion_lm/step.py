@@ -206,10 +206,10 @@ def make_train_step(
             zeros = jax.eval_shape(grad, mine, state.params, first, key)
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), zeros)
             ((nats, (tokens, metrics)), grads), _ = jax.lax.scan(add, zeros, chunks)
-        grads = jax.tree.map(lambda g: g / tokens, grads)
 
         def updated(mine, opt_state, average):
-            updates, opt_state = optimizer.transform.update(grads, opt_state, mine)
+            mean = jax.tree.map(lambda g: g * (1 / tokens), grads)
+            updates, opt_state = optimizer.transform.update(mean, opt_state, mine)
             mine = optax.apply_updates(mine, updates)
             if ema:
                 # A new average follows fast: its decay rises as (1 + step) / (10 + step).
@@ -217,7 +217,7 @@ def make_train_step(
                 average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, mine)
             return mine, opt_state, average
 
-        norm = optax.tree.norm(grads)
+        norm = optax.tree.norm(grads) / tokens
         fine = finite = jnp.isfinite(nats) & jnp.isfinite(norm)
         opt_state, usual = state.opt_state if skip_spikes else (state.opt_state, None)
         if skip_spikes:

@@ -1,5 +1,6 @@
 """The transformer: who sees whom, the cache, time input, precision, layout."""
 
+import math
 from functools import partial
 
 import chex
@@ -10,6 +11,8 @@ import pytest
 
 from diffusion_lm import keys, optim, parallel
 from diffusion_lm.networks import layers, transformer
+from diffusion_lm.ops.attention import plain
+from diffusion_lm.ops.product import product
 
 TINY = partial(transformer.make, inputs=7, outputs=6, layers=2, width=16, heads=2)
 
@@ -84,6 +87,42 @@ def test_new_network_is_uniform_and_adaln_starts_at_identity():
             np.testing.assert_allclose(h[0], h[1], atol=1e-6)
             h = network.trunk(noisy(network), jnp.zeros((2, 4), int), t)
             assert np.abs(h[0] - h[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("length", [1, 16])
+@pytest.mark.parametrize("size,heads", [(1, 1), (1, 4), (3, 1), (3, 4)])
+def test_gradients_of_products(size, heads, length):
+    """Those by hand against autodiff's of the textbook, and in bfloat16, which axes of length 1
+    send other ways through the compiler, near them."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, size, length, heads, 8)).astype(np.float32)
+    kernel, bias = rng.normal(size=(8, 5)).astype(np.float32), np.ones(5, np.float32)
+
+    def attended(q, k, v):
+        logits = jnp.einsum("blhk,bmhk->bhlm", q, k) / math.sqrt(8)
+        logits = jnp.where(np.tri(length, dtype=bool), logits, -jnp.inf)
+        return jnp.einsum("bhlm,bmhk->blhk", jax.nn.softmax(logits), v)
+
+    pairs = [
+        (partial(plain, causal=True), attended, (q, k, v)),
+        (partial(product, jnp.float32), lambda h, w, b: h @ w + b, (q, kernel, bias)),
+        (
+            lambda h, w, b: product(q.dtype, h, w.T, b),
+            lambda h, w, b: h @ w.T + b,
+            (q, kernel.T, bias),
+        ),
+    ]
+    for mine, textbook, args in pairs:
+
+        def grads(f, *args):
+            of = jax.grad(lambda *x: (f(*x).astype(jnp.float32) ** 2).sum(), argnums=(0, 1, 2))
+            return jax.jit(of)(*args)
+
+        want = grads(textbook, *args)
+        for dtype, share in ((jnp.float32, 1e-5), (jnp.bfloat16, 5e-2)):
+            got = grads(mine, *(a.astype(dtype) if a.ndim > 2 else a for a in args))
+            for a, b in zip(got, want, strict=True):
+                np.testing.assert_allclose(a, b, atol=share * (1 + np.abs(b).max()), rtol=0)
 
 
 def test_remat_and_bfloat16_change_little():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from diffusion_lm import keys
 from diffusion_lm.ops.attention import attention
+from diffusion_lm.ops.product import product
 from diffusion_lm.types import Array
 
 
@@ -25,23 +27,37 @@ def rotate(h_BLHK: Array, position_L: Array, base: float = 1e4) -> Array:
     half = h_BLHK.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_LK = position_L[:, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle_LK)[:, None], jnp.sin(angle_LK)[:, None]
-    first, second = h_BLHK[..., :half], h_BLHK[..., half:]
-    out = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return out.astype(h_BLHK.dtype)
+    cos, sin = (jnp.stack(2 * [f(angle_LK)], axis=1)[:, None] for f in (jnp.cos, jnp.sin))
+    pair = h_BLHK.reshape(*h_BLHK.shape[:-1], 2, half).astype(jnp.float32)
+    sign = jnp.array([[-1.0], [1.0]])
+    out = pair * cos + pair[..., ::-1, :] * (sign * sin)
+    return out.reshape(h_BLHK.shape).astype(h_BLHK.dtype)
 
 
 def project(h: Array, kernel: Array, dtype: jnp.dtype) -> Array:
-    """h[B, L, D] times a kernel whose leading axes hold D and whose others are the output's.
-
-    One product of two matrices: with more axes, XLA's backward pass on CPUs is far slower.
-    """
+    """h[B, L, D] times a kernel whose leading axes hold D and whose others are the output's."""
     lead, count = 0, 1
     while count < h.shape[-1]:
         count *= kernel.shape[lead]
         lead += 1
-    out = h.reshape(-1, h.shape[-1]) @ kernel.reshape(count, -1).astype(dtype)
+    h = h.astype(jnp.result_type(h, dtype))
+    out = product(h.dtype, h, kernel.reshape(count, -1))
     return out.reshape(*h.shape[:-1], *kernel.shape[lead:])
+
+
+@jax.custom_vjp
+def lookup(table: Array, index: Array) -> Array:
+    """table[index]."""
+    return table[index]
+
+
+def _lookup_backward(kept, g):
+    """The zeros to add to are made of g, or they would be there all through the step."""
+    table, index = kept
+    return jnp.full_like(table, 0 * g.reshape(-1)[0]).at[index].add(g), None
+
+
+lookup.defvjp(lambda table, index: (table[index], (table, index)), _lookup_backward)
 
 
 class Norm(nn.Module):
@@ -119,7 +135,13 @@ class GatedMLP(nn.Module):
         gate_up = self.param("gate_up", fan_in_of(1), (width, 2, self.hidden))
         down = self.param("down", self.out_init or fan_in_of(1), (self.hidden, width))
         gate, up = (project(h, gate_up[:, i], self.dtype) for i in range(2))
-        return project(nn.silu(gate) * up, down, self.dtype)
+        return project(gated(gate, up), down, self.dtype)
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def gated(gate: Array, up: Array) -> Array:
+    """silu(gate) up, computed in float32; the backward pass keeps no more than the two."""
+    return (nn.silu(gate.astype(jnp.float32)) * up).astype(up.dtype)
 
 
 def fan_in_of(num_axes: int) -> Callable[..., Array]:

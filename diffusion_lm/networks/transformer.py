@@ -12,10 +12,12 @@ from diffusion_lm.networks.layers import (
     GatedMLP,
     Norm,
     dropout,
+    lookup,
     row_keys,
     time_features,
 )
 from diffusion_lm.networks.layers import shift as layers_shift
+from diffusion_lm.ops.product import product
 from diffusion_lm.types import Array, Network
 
 # Logical axes of every parameter, by the last names of its path; a rules table in the config maps
@@ -206,7 +208,7 @@ def make(
         return params
 
     def embed(params, tokens, places):
-        h = params["embedding"][tokens]
+        h = lookup(params["embedding"], tokens)
         if shape:
             h = h + params["place"][places]
         # sqrt(width) keeps unit variance at the input while the tied head sees small weights.
@@ -234,8 +236,8 @@ def make(
     def head(params, h):
         """h[..., D] -> logits f32[..., V], accumulated in float32."""
         kernel = params["embedding"][:outputs].T if tied else params["head"]["kernel"]
-        logits = jnp.matmul(h, kernel.astype(compute), preferred_element_type=jnp.float32)
-        return logits if tied else logits + params["head"]["bias"]
+        bias = None if tied else params["head"]["bias"]
+        return product(jnp.float32, h.astype(compute), kernel, bias)
 
     def cache(batch, length):
         shape = (layers, batch, length, heads, width // heads)

@@ -132,13 +132,15 @@ def make(
         h_BLD = trunk(params, z_BL, None, batch, again(keys_net, draw), train)
         return masked_nats(params, h_BLD, x_BL, masked_BL, weight_B)
 
-    def nats(params, weight_BR, h_BRD, x_BR):
-        """Weighted cross entropies: f32[B, R] nats."""
+    def nats(params, weight_BR, h_BRD, x_BR, half_BR=None):
+        """Weighted cross entropies, in nats: f32[B, R], or summed over halves of R, f32[B, 2]."""
 
         def of(params, h, x):
             return -token_log_prob(net.head(params, h), x)
 
-        return rows.weighted(of, params["network"], weight_BR, h_BRD, x_BR, width=vocab_size)
+        return rows.weighted(
+            of, params["network"], weight_BR, h_BRD, x_BR, width=vocab_size, half_BR=half_BR
+        )
 
     def masked_nats(params, h_BLD, x_BL, masked_BL, weight_B):
         """Cross entropies summed over masked positions, times a weight: f32[B] nats."""
@@ -192,12 +194,10 @@ def make(
 
         grouped = [a.reshape(size // 2, 2, *a.shape[1:]) for a in (masked_BL, h_BLD, x_BL)]
         row_PR, h_PRD, x_PR = jax.vmap(pair)(*grouped)
-        first_PR, weight_P2 = row_PR < length, weight_B.reshape(-1, 2)
-        weight_PR = jnp.where(first_PR, weight_P2[:, :1], weight_P2[:, 1:])
+        half_PR, weight_P2 = jnp.minimum(row_PR // length, 1), weight_B.reshape(-1, 2)
+        weight_PR = jnp.take_along_axis(weight_P2, half_PR, axis=1)
         weight_PR = jnp.where(row_PR < 2 * length, weight_PR, 0)
-        nats_PR = nats(params, weight_PR, h_PRD, x_PR)
-        halves = [jnp.where(half, nats_PR, 0).sum(1) for half in (first_PR, ~first_PR)]
-        return jnp.stack(halves, axis=1).reshape(size)
+        return nats(params, weight_PR, h_PRD, x_PR, half_PR).reshape(size)
 
     def bound(estimator, params, batch, key, train, draws=1):
         if estimator not in SINGLE:

@@ -31,12 +31,20 @@ def attention(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
 def plain(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
     """The same in products of matrices. On CPUs more than twice as fast, with its gradient, as what
     XLA makes of jax.nn.dot_product_attention."""
-    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q / math.sqrt(q.shape[-1]), k, v))
-    return jnp.swapaxes(_plain(causal, q, k, v), 1, 2)
+    return _plain(causal, q / math.sqrt(q.shape[-1]), k, v)
 
 
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+def _product(a: Array, b: Array, *, summed, heads) -> Array:
+    """The sum over one axis of a and of b, for each head, in float32: [B, H, rest of a, rest of b].
+
+    What of b comes first is summed or small: CPUs have fast products of rows by columns alone, and
+    so no array of L by L needs to be transposed."""
+    axes = tuple((i,) for i in summed), tuple((0, i) for i in heads)
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+
+
+def _rows(a: Array) -> Array:
+    return jnp.swapaxes(a, 1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -46,13 +54,13 @@ def _plain(causal, q, k, v):
 
 def _plain_forward(causal, q, k, v):
     """With e = exp(q k^T - its largest) and z = sum_j e: out = e v / z."""
-    logits = _product(q, jnp.swapaxes(k, -1, -2))
+    logits = _product(q, k, summed=(3, 3), heads=(2, 2))
     if causal:
         logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
     e = jnp.exp(logits - logits.max(-1, keepdims=True))
-    z = e.sum(-1, keepdims=True)
+    z = _rows(e.sum(-1, keepdims=True))
     e = e.astype(v.dtype)
-    out = (_product(e, v) / z).astype(v.dtype)
+    out = (_rows(_product(e, v, summed=(3, 1), heads=(1, 2))) / z).astype(v.dtype)
     return out, (q, k, v, e, z, out)
 
 
@@ -60,11 +68,14 @@ def _plain_backward(causal, kept, g):
     """d logits = softmax (g v^T - g . out)."""
     q, k, v, e, z, out = kept
     g = g / z
-    share = (g * out).sum(-1, keepdims=True)
+    share = _rows((g * out).sum(-1, keepdims=True))
     g = g.astype(v.dtype)
-    d = (e * (_product(g, jnp.swapaxes(v, -1, -2)) - share)).astype(v.dtype)
-    d_k, d_v = (_product(jnp.swapaxes(a, -1, -2), b) for a, b in ((d, q), (e, g)))
-    return _product(d, k).astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
+    d = (e * (_product(g, v, summed=(3, 3), heads=(2, 2)) - share)).astype(v.dtype)
+    d_q = _rows(_product(d, k, summed=(3, 1), heads=(1, 2)))
+    d_k, d_v = (
+        jnp.moveaxis(_product(a, b, summed=(1, 2), heads=(2, 1)), 3, 1) for a, b in ((q, d), (g, e))
+    )
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 
 _plain.defvjp(_plain_forward, _plain_backward)

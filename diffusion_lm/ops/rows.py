@@ -53,14 +53,21 @@ def top(score_BL: Array, where_BL: Array, number_B: Array) -> Array:
 
 
 ENTRIES = 2**22  # of logits that a device holds at once, if this leaves no more than
-CHUNKS = 4  # chunks: each reads and writes the whole head and its gradient
+CHUNKS = 4  # chunks of D rows or more: each reads and writes the whole head and its gradient
 
 
 def weighted(
-    fn: Callable, params: Params, weight_BR: Array, h_BRD: Array, *about: Array, width: int
+    fn: Callable,
+    params: Params,
+    weight_BR: Array,
+    h_BRD: Array,
+    *about: Array,
+    width: int,
+    half_BR: Array | None = None,
 ) -> Array:
     """weight fn(params, h, *about): f32[B, R], where fn takes f[B, C, D] and arrays [B, C] to
-    f32[B, C] by way of arrays [B, C, width], which are never there for all of R at once.
+    f32[B, C] by way of arrays [B, C, width], which are never there for all of R at once. With
+    `half_BR`, 0 or 1, the sums over either half of R: f32[B, 2].
 
     Nor are they in the backward pass, or made again in it: the forward pass takes the gradient of
     the plain sum over B and R along. Another derivative is as right, but costs a second pass. What
@@ -70,11 +77,12 @@ def weighted(
     shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     shards = 1 if len(h_BRD) % shards else shards
     rows, length = len(h_BRD) // shards, h_BRD.shape[1]
-    chunks = max(1, min(CHUNKS, -(-rows * length * width // ENTRIES), length))
+    enough = -(-rows * length * width // ENTRIES), -(-rows * length // h_BRD.shape[-1])
+    chunks = max(1, min(CHUNKS, *enough, length))
     fn, used = _of_used(fn, params, h_BRD, *about)
     # With the head itself in parts over "tensor", the compiler places all of it.
     spread = shards > 1 and shards == mesh.size
-    return _weighted(fn, chunks, spread, used, weight_BR, h_BRD, about)
+    return _weighted(fn, chunks, spread, used, weight_BR, h_BRD, about, half_BR)
 
 
 def _of_used(fn, params, *args):
@@ -92,30 +100,39 @@ def _of_used(fn, params, *args):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _weighted(fn, chunks, spread, used, weight_BR, h_BRD, about):
+def _weighted(fn, chunks, spread, used, weight_BR, h_BRD, about, half_BR):
     def one(used, weight_BC, h_BCD, *about):
         return None, fn(used, h_BCD, *about)
 
-    return weight_BR * _over_chunks(one, chunks, spread, used, weight_BR, h_BRD, *about)[1]
+    values_BR = _over_chunks(one, chunks, spread, used, weight_BR, h_BRD, *about)[1]
+    return _summed(weight_BR * values_BR, half_BR)
 
 
-def _forward(fn, chunks, spread, used, weight_BR, h_BRD, about):
+def _summed(values_BR, half_BR):
+    if half_BR is None:
+        return values_BR
+    return jnp.stack([jnp.where(half_BR == i, values_BR, 0).sum(1) for i in range(2)], axis=1)
+
+
+def _forward(fn, chunks, spread, used, weight_BR, h_BRD, about, half_BR):
     values_BR, *grads = _gradients(fn, chunks, spread, used, weight_BR, h_BRD, about)
-    return weight_BR * values_BR, (values_BR, grads, used, weight_BR, h_BRD, about)
+    out = _summed(weight_BR * values_BR, half_BR)
+    return out, (values_BR, grads, used, weight_BR, h_BRD, about, half_BR)
 
 
-def _backward(fn, chunks, spread, residuals, g_BR):
-    values_BR, grads, used, weight_BR, h_BRD, about = residuals
+def _backward(fn, chunks, spread, residuals, g):
+    values_BR, grads, used, weight_BR, h_BRD, about, half_BR = residuals
+    g_BR = g if half_BR is None else jnp.take_along_axis(g, half_BR, axis=1)
 
     def scaled():
-        return jax.tree.map(lambda a: (g_BR[0, 0] * a).astype(a.dtype), grads)
+        return jax.tree.map(lambda a: (g[0, 0] * a).astype(a.dtype), grads)
 
     def again():
         return _gradients(fn, chunks, spread, used, g_BR * weight_BR, h_BRD, about)[1:]
 
     # of a plain sum g is a constant, and the compiler drops what is not needed
-    dused, dh_BRD = jax.lax.cond((g_BR == g_BR[0, 0]).all(), scaled, again)
-    return dused, g_BR * values_BR, dh_BRD, None
+    dused, dh_BRD = jax.lax.cond((g == g[0, 0]).all(), scaled, again)
+    return dused, g_BR * values_BR, dh_BRD, None, None
 
 
 _weighted.defvjp(_forward, _backward)

@@ -52,7 +52,10 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
         # that of the state, which need not be the newest record; an older run's has none
         unlogged = {} if state is None else saves.record().get("unlogged", {})
         record["unlogged"] = unlogged
-        if number >= config.train.steps and _inspected(config, workdir):
+        samples = config.train.num_samples
+        if translator:
+            samples = min(samples, len(setup.parts.data.windows("valid").texts))
+        if number >= config.train.steps and _inspected(config, samples, workdir):
             say(f"{workdir} is finished: step {number} of {config.train.steps}")
             saves.close()
             return 0
@@ -226,15 +229,19 @@ def _take(meter: metrics.Meter, out, number: int) -> None:
         )
 
 
-def _inspected(config: ConfigDict, workdir: str) -> bool:
-    """Whether every evaluator has had its turn at the last step."""
-    path = os.path.join(workdir, "metrics.jsonl")
-    if not os.path.exists(path):
-        return not config.evaluators
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if '"evaluator"' in line and line.endswith("}\n")]
-    done = {row["evaluator"] for row in rows if row["step"] >= config.train.steps}
-    return done >= set(config.evaluators)
+def _inspected(config: ConfigDict, samples: int, workdir: str) -> bool:
+    """Whether every evaluator has had its turn at the last step, and so many samples were drawn."""
+
+    def last(name: str) -> list[dict]:
+        path = os.path.join(workdir, name)
+        if not os.path.exists(path):
+            return []
+        with open(path, encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file if line.endswith("}\n")]
+        return [row for row in rows if row["step"] >= config.train.steps]
+
+    done = {row.get("evaluator") for row in last("metrics.jsonl")}
+    return done >= set(config.evaluators) and len(last("samples.jsonl")) >= samples
 
 
 def _inspection(

@@ -274,6 +274,28 @@ def quadratic(poison):
     return Objective(init, loss, None, None, None, ("masked",))
 
 
+def test_a_stop_between_the_last_samples_makes_up_for_them(tmp_path, text_file, monkeypatch):
+    """The evaluators have had their turn by then, which is not all that a finished run has."""
+    path = write_config(tmp_path, text_file, **{"train.steps": 2, "train.num_samples": 3})
+    calm, other = ([f"--config={path}", f"--workdir={tmp_path / n}"] for n in ("calm", "other"))
+    assert main.main(calm) == 0
+    real = train.sampling.samples
+
+    def stopped(*args, **options):
+        yield next(real(*args, **options))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(train.sampling, "samples", stopped)
+    assert main.main(other) == 128 + signal.SIGTERM
+    monkeypatch.setattr(train.sampling, "samples", real)
+    assert any(row.get("evaluator") == "valid" for row in rows(tmp_path / "other"))
+    assert main.main(other) == 0
+    assert rows(tmp_path / "other", "samples.jsonl") == rows(tmp_path / "calm", "samples.jsonl")
+    kept = [[row for row in rows(tmp_path / n) if "evaluator" in row] for n in ("calm", "other")]
+    assert kept[0] == kept[1] and len(kept[0]) == 1
+
+
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_one_bad_batch_costs_exactly_one_update(poison, microbatches):

@@ -15,6 +15,7 @@ import numpy as np
 from diffusion_lm import keys
 from diffusion_lm.networks.layers import Attention, Norm, dropout, project, row_keys
 from diffusion_lm.networks.transformer import Condition
+from diffusion_lm.ops.product import product
 from diffusion_lm.types import Array, Network
 
 # Logical axes of every parameter, see transformer.py.
@@ -205,8 +206,7 @@ def make(
             kernel, bias = kernel[:, row[:outputs]], bias[row[:outputs]]
         elif outputs < rows:
             kernel, bias = kernel[:, :outputs], bias[:outputs]
-        kernel = kernel.astype(compute)
-        return jnp.matmul(h, kernel, preferred_element_type=jnp.float32) + bias
+        return product(jnp.float32, h, kernel, bias)
 
     def cache(batch, length):
         shape = (layers, batch, length, heads, size)

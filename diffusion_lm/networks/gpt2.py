@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from diffusion_lm import keys
 from diffusion_lm.networks.layers import Norm, dropout, project, row_keys
 from diffusion_lm.ops.attention import attention
+from diffusion_lm.ops.product import product
 from diffusion_lm.types import Array, Network
 
 # Logical axes of every parameter, see transformer.py.
@@ -160,8 +161,7 @@ def make(
 
     def head(params, h):
         """h[..., D] -> logits f32[..., outputs], accumulated in float32."""
-        kernel = params["embedding"][:outputs].T.astype(compute)
-        return jnp.matmul(h, kernel, preferred_element_type=jnp.float32)
+        return product(jnp.float32, h, params["embedding"][:outputs].T)
 
     def cache(batch, length):
         shape = (layers, batch, placed(length), heads, size)

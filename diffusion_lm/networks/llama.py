@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from diffusion_lm import keys
 from diffusion_lm.networks.layers import Norm, dropout, project, rotate, row_keys
+from diffusion_lm.ops.product import product
 from diffusion_lm.types import Array, Network
 
 # Logical axes of every parameter, see transformer.py.
@@ -183,7 +184,7 @@ def make(
     def head(params, h):
         """h[..., D] -> logits f32[..., outputs], accumulated in float32."""
         kernel = params["embedding"][:outputs].T if tied else params["head"][:, :outputs]
-        return jnp.matmul(h, kernel.astype(compute), preferred_element_type=jnp.float32)
+        return product(jnp.float32, h, kernel)
 
     def cache(batch, length):
         shape = (layers, batch, length, kv_heads, size)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from diffusion_lm import keys
 from diffusion_lm.networks.layers import dropout
 from diffusion_lm.networks.transformer import condition_init, condition_of
+from diffusion_lm.ops.product import product
 from diffusion_lm.types import Array, Network, Params
 
 # Logical axes of the parameters, as in transformer.AXES. The output of a convolution is its
@@ -202,8 +203,7 @@ def network(
 
     def head(params, h):
         """h[..., D] -> logits f32[..., V], accumulated in float32."""
-        kernel = params["head"]["kernel"].astype(compute)
-        return jnp.matmul(h, kernel, preferred_element_type=jnp.float32) + params["head"]["bias"]
+        return product(jnp.float32, h, params["head"]["kernel"], params["head"]["bias"])
 
     return Network(init, trunk, head)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from diffusion_lm import keys
 from diffusion_lm.networks.layers import dropout, fan_in_of, project, row_keys, time_features
+from diffusion_lm.ops.product import product
 from diffusion_lm.types import Array, Memory, Network
 
 LENGTHS = 256  # classes of target - source, in -128 .. 127; the ends stand for all beyond
@@ -257,8 +258,7 @@ def make(
 
     def head(params, h):
         """h[..., E] -> logits f32[..., V], accumulated in float32."""
-        table = params["embedding"][:outputs].T.astype(h.dtype)
-        return jnp.matmul(h, table, preferred_element_type=jnp.float32)
+        return product(jnp.float32, h, params["embedding"][:outputs].T)
 
     def cache(batch, length):
         empty = jnp.zeros((layers, batch, length, heads, size), compute)

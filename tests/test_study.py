@@ -1,0 +1,71 @@
+"""The head-to-head study: its cells are configs, its arithmetic and its pages are right."""
+
+import pytest
+from test_readme import script
+from test_runs import ROOT
+
+from diffusion_lm import config
+
+study = script("study")
+
+
+def test_every_cell_of_the_study_is_a_config():
+    """All fields are there; a cell that is not there is refused."""
+    path, made = ROOT / "configs/study.py", set()
+    for source in ("markov", "text"):
+        for system in ("ar", "md4", "genmd4", "sedd", "sedd_uniform", "rdm", "edlm_nce", "edlm_ar"):
+            resolved = config.resolve(config.load(f"{path}:{source}/{system}"), [])
+            made.add((resolved.data.name, *resolved.objective.values(), resolved.sampler.name))
+            assert (resolved.network.layers, resolved.network.width) == (2, 64)
+    assert len(made) == 16
+    with pytest.raises(ValueError, match="unknown system 'mdlm' of study; choices: md4, "):
+        config.load(f"{path}:text/mdlm")
+    with pytest.raises(ValueError, match="unknown source 'texts' of study; choices: markov, text"):
+        config.load(f"{path}:texts/md4")
+
+
+def test_equal_time_is_that_of_md4():
+    """EDLM's parts share the time, and what is close to equal steps is the same run."""
+    seconds = {"md4": 1.0, "ar": 0.95, "genmd4": 2.5, "sedd": 1.3, "rdm": 0.5, "edlm_nce": 4.0}
+    steps = {system: study.in_time(seconds, system) for system in ("md4", "ar", "genmd4", "rdm")}
+    assert steps == {"md4": 500, "ar": 500, "genmd4": 200, "rdm": 1000}
+    assert study.in_time(seconds, "edlm_nce") == 100  # 100 of md4 and 100 of the energy
+    assert study.in_time(seconds, "edlm_ar") == 250  # 256 of each, close to half of 500
+
+
+@pytest.fixture
+def results():
+    """Of two seeds: systems in the order of SYSTEMS, 0.1 apart, but for the last two."""
+    rows = []
+    for source in study.SOURCES:
+        for seed in (0, 1):
+            for rank, system in enumerate(study.SYSTEMS):
+                value = 1.0 + 0.1 * min(rank, 6) + 0.01 * seed * (rank != 6)
+                points = [
+                    {"of": of, "steps": n, "nats_per_judged_token": value + 1, "entropy": 2.5}
+                    for of in ("model", "data")
+                    for n in ([None] if system == "ar" or of == "data" else study.SAMPLING)
+                ]
+                row = {"source": source, "seed": seed, "system": system, "points": points}
+                row |= {"kind": "upper bound", "nats_per_token": value, "bits_per_char": 2 * value}
+                rows += [row | {"arm": arm, "steps": 500} for arm in ("steps", "time")]
+    seconds = {source: {system: 0.1 for system in study.SYSTEMS} for source in study.SOURCES}
+    about = {"hardware": "a machine", "jax": "0", "entropy": 0.5, "step_seconds": seconds}
+    return about | {"rows": rows}
+
+
+def test_pages_of_the_study_say_what_was_measured(results, tmp_path):
+    page, block = study.render(results), study.readme(results)
+    # AR: 1.0 and 1.01 less the entropy, and twice that in bits
+    assert "0.505 ± 0.005 | 0.505 ± 0.005 | 2.010 ± 0.010 | 2.010 ± 0.010 |" in block
+    assert block.count("](diffusion_lm/objectives/") == len(study.SYSTEMS)
+    for path in {f"diffusion_lm/objectives/{file}.py" for _, file in study.SYSTEMS.values()}:
+        assert (ROOT / path).exists()
+    assert page.count("by paired seeds: EDLM, nce and EDLM, ar.") == 2
+    assert "| AR | 2.005 ± 0.005 | 2.500 ± 0.000 |" in page
+    study.plot(results, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+    for row in results["rows"]:  # now the last is worse for certain
+        row["bits_per_char"] += 0.1 * (row["system"] == "edlm_ar")
+    assert "no two neighbours" in "".join(study.told_apart(results, "text"))
+    assert "no two" not in "".join(study.told_apart(results, "markov"))

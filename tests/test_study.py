@@ -1,12 +1,15 @@
 """The head-to-head study: its cells are configs, its arithmetic and its pages are right."""
 
+import sys
+
 import pytest
-from test_readme import script
 from test_runs import ROOT
 
 from diffusion_lm import config
 
-study = script("study")
+sys.path.append(str(ROOT / "launch"))  # as it is for a script there
+import study  # noqa: E402
+import study_pages as pages  # noqa: E402
 
 
 def test_every_cell_of_the_study_is_a_config():
@@ -37,35 +40,35 @@ def test_equal_time_is_that_of_md4():
 def results():
     """Of two seeds: systems in the order of SYSTEMS, 0.1 apart, but for the last two."""
     rows = []
-    for source in study.SOURCES:
+    for source in pages.SOURCES:
         for seed in (0, 1):
-            for rank, system in enumerate(study.SYSTEMS):
+            for rank, system in enumerate(pages.SYSTEMS):
                 value = 1.0 + 0.1 * min(rank, 6) + 0.01 * seed * (rank != 6)
                 points = [
                     {"of": of, "steps": n, "nats_per_judged_token": value + 1, "entropy": 2.5}
                     for of in ("model", "data")
-                    for n in ([None] if system == "ar" or of == "data" else study.SAMPLING)
+                    for n in ([None] if system == "ar" or of == "data" else pages.SAMPLING)
                 ]
                 row = {"source": source, "seed": seed, "system": system, "points": points}
                 row |= {"kind": "upper bound", "nats_per_token": value, "bits_per_char": 2 * value}
                 rows += [row | {"arm": arm, "steps": 500} for arm in ("steps", "time")]
-    seconds = {source: {system: 0.1 for system in study.SYSTEMS} for source in study.SOURCES}
+    seconds = {source: {system: 0.1 for system in pages.SYSTEMS} for source in pages.SOURCES}
     about = {"hardware": "a machine", "jax": "0", "entropy": 0.5, "step_seconds": seconds}
     return about | {"rows": rows}
 
 
 def test_pages_of_the_study_say_what_was_measured(results, tmp_path):
-    page, block = study.render(results), study.readme(results)
+    page, block = pages.render(results), pages.readme(results)
     # AR: 1.0 and 1.01 less the entropy, and twice that in bits
     assert "0.505 ± 0.005 | 0.505 ± 0.005 | 2.010 ± 0.010 | 2.010 ± 0.010 |" in block
-    assert block.count("](diffusion_lm/objectives/") == len(study.SYSTEMS)
-    for path in {f"diffusion_lm/objectives/{file}.py" for _, file in study.SYSTEMS.values()}:
+    assert block.count("](diffusion_lm/objectives/") == len(pages.SYSTEMS)
+    for path in {f"diffusion_lm/objectives/{file}.py" for _, file in pages.SYSTEMS.values()}:
         assert (ROOT / path).exists()
     assert page.count("by paired seeds: EDLM, nce and EDLM, ar.") == 2
     assert "| AR | 2.005 ± 0.005 | 2.500 ± 0.000 |" in page
-    study.plot(results, tmp_path / "study.png")
+    pages.plot(results, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
     for row in results["rows"]:  # now the last is worse for certain
         row["bits_per_char"] += 0.1 * (row["system"] == "edlm_ar")
-    assert "no two neighbours" in "".join(study.told_apart(results, "text"))
-    assert "no two" not in "".join(study.told_apart(results, "markov"))
+    assert "no two neighbours" in "".join(pages.told_apart(results, "text"))
+    assert "no two" not in "".join(pages.told_apart(results, "markov"))

@@ -161,7 +161,7 @@ def told_apart(results: dict, source: str) -> list[str]:
         gaps = [b - a for a, b in zip(scores[better], scores[worse], strict=True)]
         if len(gaps) < 2 or statistics.mean(gaps) < 2 * statistics.stdev(gaps) / len(gaps) ** 0.5:
             same.append(f"{SYSTEMS[better][0]} and {SYSTEMS[worse][0]}")
-    order = ", ".join(SYSTEMS[system][0] for system in ranked)
+    order = "; ".join(SYSTEMS[system][0] for system in ranked)
     line = f"At equal steps, the lowest first: {order}. Within two standard errors of each other, "
     return [line + f"by paired seeds: {'; '.join(same) or 'no two neighbours'}."]
 

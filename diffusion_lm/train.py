@@ -187,6 +187,8 @@ def _loop(
             logging = ended or number % options.log_every == 0
             saving = ended or stopping or number % options.checkpoint_every == 0
             inspecting = (ended or number % options.eval_every == 0) and not stopping
+            # an evaluation of a job of many processes goes on after a signal, maybe for too long
+            saving |= inspecting and jax.process_count() > 1
             if logging or saving or inspecting:
                 _take(meter, *waiting)
                 waiting = None

@@ -466,11 +466,15 @@ def launcher(number, *argv):
 
 
 def test_two_processes_train_like_one(finished, tmp_path):
-    """launch/local.sh starts a real two-process job; its log equals that of one process."""
+    """launch/local.sh starts a real two-process job; its log equals that of one process. It saves
+    before each evaluation, which a signal does not end."""
     path, workdir = finished
-    argv, env = launcher(2, f"--config={path}", f"--workdir={tmp_path / 'two'}")
+    changes = ["--config.train.eval_every=3", "--config.train.checkpoint_every=100"]
+    argv, env = launcher(2, f"--config={path}", f"--workdir={tmp_path / 'two'}", *changes)
     subprocess.run(argv, check=True, env=env, timeout=300, cwd=ROOT, capture_output=True)
-    for a, b in zip(rows(workdir), rows(tmp_path / "two"), strict=True):
+    assert (tmp_path / "two/checkpoints/3").is_dir()
+    two = [r for r in rows(tmp_path / "two") if r["step"] != 3 or r["split"] == "train"]
+    for a, b in zip(rows(workdir), two, strict=True):
         assert a["step"] == b["step"]
         np.testing.assert_allclose(a["nats_per_token"], b["nats_per_token"], rtol=1e-5)
 

@@ -268,9 +268,8 @@ def sampling(repeats: int) -> Iterator[dict]:
 
 
 def start(repeats: int) -> Iterator[dict]:
-    """Rows of seconds: the default run of one step, cold and warm, imports, deep networks."""
-    first = ["--config=configs/md4_sotu.py", "--config.train.steps=1"]
-    first += ["--config.train.num_samples=0", "--config.evaluators.valid.max_windows=32"]
+    """Rows of seconds: the default run to its first step, cold and warm, imports, deep networks."""
+    first = ["--config=configs/md4_sotu.py", "--config.train.log_every=1"]
     importing = [sys.executable, "-c", "import diffusion_lm.train"]
     with tempfile.TemporaryDirectory() as folder:
         env = dict(os.environ, JAX_COMPILATION_CACHE_DIR="")
@@ -281,7 +280,7 @@ def start(repeats: int) -> Iterator[dict]:
             for name, env_of in (("cold", env), ("cached", warm)):
                 workdir = os.path.join(folder, f"{name}{turn}")
                 line = [sys.executable, "-m", "diffusion_lm.main", *first, f"--workdir={workdir}"]
-                row[name] = _child(line, env_of)
+                row[name] = _child(line, env_of, until="step 1/")
             if turn:  # the first fills the cache
                 yield {
                     f"{name}_{kind}": seconds
@@ -296,10 +295,15 @@ def start(repeats: int) -> Iterator[dict]:
     yield seconds
 
 
-def _child(line: list[str], env: dict) -> tuple[float, float]:
-    """(wall-clock, CPU) seconds of a command."""
+def _child(line: list[str], env: dict, until: str | None = None) -> tuple[float, float]:
+    """(wall-clock, CPU) seconds of a command, or of what it does before it prints `until`."""
     before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(line, env=env, check=True, stdout=subprocess.DEVNULL)
+    with subprocess.Popen(line, env=env, stdout=subprocess.PIPE, text=True) as process:
+        reached = until is not None and any(said.startswith(until) for said in process.stdout)
+        if reached:
+            process.kill()
+    if not reached and (until or process.returncode):
+        raise SystemExit(f"diffusion_lm: {' '.join(line)} ended with {process.returncode}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return time.perf_counter() - wall, cpu

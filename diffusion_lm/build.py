@@ -204,7 +204,9 @@ def setup(
     made.data.windows("train")
     model = Model(made.objective, made.optimizer, made.axes)
     init, layout = _initial(config, model, mesh)
-    jitted = jax.jit(init, out_shardings=layout)
+    # Runs once, and is costly to compile well.
+    quick = {"xla_backend_optimization_level": 0}
+    jitted = jax.jit(init, out_shardings=layout, compiler_options=quick)
     abstract = _abstract(init, layout)
     if options.start == "bigram":
         bigram.check(abstract.params)

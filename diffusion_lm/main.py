@@ -35,6 +35,10 @@ what was saved before stays; 130 or 143 stopped by a signal, state saved (130 al
 signal, which saves nothing).
 """
 
+# Read when numpy is first imported. It has no large products here, and in small ones, those of the
+# bigram start, threads that wait for each other take ten times as long on busy cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 SAMPLING = ("num_samples", "num_steps", "seed", "temperature", "top_p", "prompt", "length", "block")
 SAMPLING += ("label", "guidance", "json", "html")
 

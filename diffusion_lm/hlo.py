@@ -1,4 +1,5 @@
-"""Bytes that a compiled program moves, read from its text: XLA's own account counts a loop once."""
+"""Bytes that a compiled program moves in memory and between devices, read from its text: XLA's own
+account counts a loop once, and no talk."""
 
 import math
 import re
@@ -17,6 +18,8 @@ FREE = (
     "partition-id",
 )
 FREE += ("copy-done", "slice-done", "all-reduce-done", "all-gather-done", "async-done", "send-done")
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+_WITH_OPERAND = ("all-gather-start", "collective-permute-start")  # that is their result's first
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 
@@ -26,6 +29,7 @@ class _Instruction(NamedTuple):
     opcode: str
     size: float  # bytes of its result in main memory
     slice: float  # bytes of the second array of its result, wherever it lies
+    whole: float  # bytes of its result, wherever it lies
     operands: list[str]
     rest: str  # operands and attributes as text
     root: bool
@@ -38,17 +42,78 @@ def bytes_moved(text: str) -> float:
     return _of(entry, computations)
 
 
+def bytes_received(text: str) -> float:
+    """Bytes that each device has to get from others in one run of an HLO module, bodies of loops as
+    often as they run: of what n devices gather, reduce or exchange the (n - 1) / n that are not its
+    own, of what is reduced for all of them twice that. What is cut up to overlap with other work
+    keeps its channel and counts once."""
+    computations, entry = _parse(text)
+    partitions = re.search(r"num_partitions=(\d+)", text)
+    devices = int(partitions[1]) if partitions else 1
+    channels = {}
+
+    def visit(name: str, times: int):
+        for i in computations[name]:
+            kind = i.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                result = i.slice if i.opcode in _WITH_OPERAND else i.whole
+                part = 1 - 1 / _group(i.rest, devices)
+                if kind == "reduce-scatter":
+                    result *= _group(i.rest, devices)
+                elif kind == "all-reduce" and "reduce-scatter" not in name:
+                    part *= 2
+                elif kind == "collective-permute":
+                    part = 1
+                channel = re.search(r"channel_id=(\d+)", i.rest)
+                channel = channel[1] if channel else (name, i.name)
+                channels[channel] = max(channels.get(channel, 0), times * part * result)
+            if i.opcode == "while":
+                called = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", i.rest))
+                visit(called["body"], times * _trips(i.rest, computations[called["condition"]]))
+            elif i.opcode in ("call", "fusion", "async-start"):
+                visit(re.search(r"(?:calls|to_apply)=%?([\w.\-]+)", i.rest)[1], times)
+            elif i.opcode == "conditional":
+                for branch in _branches(i.rest):
+                    visit(branch, times)
+
+    visit(entry, 1)
+    return sum(channels.values())
+
+
+def _group(rest: str, devices: int) -> int:
+    """How many devices take part in one group of a collective."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
+        return listed[1].count(",") + 1
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest):
+        return int(counted[1])
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+    return devices
+
+
+def _branches(rest: str) -> list[str]:
+    names = re.findall(r"(?:true_computation|false_computation)=%?([\w.\-]+)", rest)
+    listed = re.search(r"branch_computations=\{([^}]*)\}", rest)
+    return names + (_NAME.findall(listed[1]) if listed else [])
+
+
 def _parse(text: str):
+    """({computation: its instructions}, the entry's name)."""
     computations, entry, current = {}, None, None
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" ") and "(" in line:
             found = _NAME.search(line) or re.match(r"(?:ENTRY )?([\w.\-]+)", line)
             current = computations.setdefault(found[1], [])
             entry = found[1] if line.startswith("ENTRY") else entry
-        elif current is not None and " = " in line:
-            current.append(_instruction(line))
-        elif line.startswith("}"):
+        elif line == "}":
             current = None
+        elif current is not None and line.startswith(" "):
+            current.append(line)
+        elif current:  # kernels have attributes of several lines
+            current[-1] += line
+    for name, lines in computations.items():
+        computations[name] = [_instruction(line) for line in lines if " = " in line]
     return computations, entry
 
 
@@ -63,6 +128,7 @@ def _instruction(line: str) -> _Instruction:
         opcode,
         _size(shape),
         _bytes(*(_ARRAY.findall(shape) * 2)[1][:2]) if "[" in shape else 0,
+        sum(_bytes(kind, dims) for kind, dims, _ in _ARRAY.findall(shape)),
         _NAME.findall(inside),
         rest,
         left.startswith("ROOT "),
@@ -101,10 +167,7 @@ def _of(name: str, computations: dict) -> float:
             times = _trips(i.rest, computations[called["condition"]])
             total += times * _of(called["body"], computations)
         elif i.opcode == "conditional":
-            names = re.findall(r"(?:true_computation|false_computation)=%?([\w.\-]+)", i.rest)
-            listed = re.search(r"branch_computations=\{([^}]*)\}", i.rest)
-            names += _NAME.findall(listed[1]) if listed else []
-            total += max(_of(n, computations) for n in names)
+            total += max(_of(n, computations) for n in _branches(i.rest))
         elif i.opcode == "call":
             total += _of(called["to_apply"], computations)
         elif i.opcode == "fusion":

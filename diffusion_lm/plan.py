@@ -2,10 +2,10 @@
 
 The extra `tpu` brings the compiler; no TPU is touched. Memory is the compiler's own account.
 FLOPs are those of the matrix products that the loss asks for: three times the forward pass; what
-remat does again is named apart. Bytes are of main memory, read from the compiled program (hlo.py).
-The roofline step is the longer of all FLOPs and all bytes at the chip's peak rates, and the bound
-on MFU is the part of it that the FLOPs that were asked for would take. Talk between chips is left
-out.
+remat does again is named apart. Bytes moved are of main memory, bytes received come from other
+chips; both are read from the compiled program (hlo.py). The roofline step is the longest of all
+FLOPs and of either bytes at the chip's peak rates, as if each hid the others, and the bound on MFU
+is the part of it that the FLOPs that were asked for would take.
 """
 
 import json
@@ -21,14 +21,14 @@ from ml_collections import ConfigDict
 from diffusion_lm import build, hlo, keys, metrics, parallel, step
 from diffusion_lm import config as configs
 
-# By device kind: GB of memory, bfloat16 TFLOP/s and GB/s of memory of one device, as published for
-# Cloud TPU. Of a TPU7x chip a device is one half.
+# By device kind: GB of memory, bfloat16 TFLOP/s, GB/s of memory and GB/s from all its neighbours of
+# one device, as published for Cloud TPU. Of a TPU7x chip a device is one half.
 CHIPS = {
-    "TPU v4": (32, 275, 1228),
-    "TPU v5 lite": (16, 197, 819),
-    "TPU v5": (95, 459, 2765),
-    "TPU v6 lite": (32, 918, 1640),
-    "TPU7x": (96, 1153, 3690),
+    "TPU v4": (32, 275, 1228, 270),
+    "TPU v5 lite": (16, 197, 819, 200),
+    "TPU v5": (95, 459, 2765, 600),
+    "TPU v6 lite": (32, 918, 1640, 400),
+    "TPU7x": (96, 1153, 3690, 300),
 }
 
 
@@ -125,7 +125,7 @@ def plan(config: ConfigDict, devices: list, topology: str) -> dict:
     again = metrics.repeated_flops(forward, *args) / len(devices)
     before = _cpu_seconds()
     lowered = build.train_step(config, setup).lower(setup.abstract, batch)
-    memory, flops, bandwidth = CHIPS[devices[0].device_kind]
+    memory, flops, bandwidth, links = CHIPS[devices[0].device_kind]
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -134,8 +134,9 @@ def plan(config: ConfigDict, devices: list, topology: str) -> dict:
         return {**facts, "fits": False, "said": " ".join(str(error).split())[:300]}
     facts["compile_cpu_seconds"] = round(_cpu_seconds() - before, 1)
     found = compiled.memory_analysis()
-    moved = hlo.bytes_moved(compiled.as_text())
-    seconds = max((asked + again) / flops / 1e12, moved / bandwidth / 1e9)
+    text = compiled.as_text()
+    moved, received = hlo.bytes_moved(text), hlo.bytes_received(text)
+    seconds = max((asked + again) / flops / 1e12, moved / bandwidth / 1e9, received / links / 1e9)
     return facts | {
         "fits": True,  # or the compiler would have refused
         "memory_gb": memory,
@@ -146,6 +147,7 @@ def plan(config: ConfigDict, devices: list, topology: str) -> dict:
         "tflop": asked / 1e12,
         "tflop_again": again / 1e12,
         "moved_gb": moved / 1e9,
+        "received_gb": received / 1e9,
         "roofline_step_seconds": seconds,
         "mfu_bound": asked / flops / 1e12 / seconds,
     }

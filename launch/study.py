@@ -21,6 +21,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from sotu_table import hardware
@@ -32,15 +33,15 @@ JUDGE_SEED = 1000
 FIELDS = ("of", "steps", "calls", "nats_per_judged_token", "standard_error", "entropy")
 
 
-def train(folder: pathlib.Path, cell: str, seed: int, steps: int, more: list[str]) -> pathlib.Path:
-    """Trains a cell to its end, its output in log.txt; a finished run is left as it is."""
+def train(folder: pathlib.Path, config: str, options: list[str], cache: str) -> pathlib.Path:
+    """Trains a config to its end, its output in log.txt; a finished run is left as it is."""
     if not (folder / "finished").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        line = [sys.executable, "-m", "diffusion_lm.main", f"--config=configs/study.py:{cell}"]
-        line += [f"--workdir={folder}", f"--config.seed={seed}", f"--config.train.steps={steps}"]
-        env = {"JAX_COMPILATION_CACHE_DIR": str(folder.parents[2] / "cache"), **os.environ}
+        line = [sys.executable, "-m", "diffusion_lm.main", f"--config=configs/{config}"]
+        line += [f"--workdir={folder}", *(f"--config.{option}" for option in options)]
+        env = {"JAX_COMPILATION_CACHE_DIR": cache, **os.environ}
         with open(folder / "log.txt", "a", encoding="utf-8") as log:
-            out = subprocess.run([*line, *more], cwd=ROOT, env=env, stdout=log, stderr=log)
+            out = subprocess.run(line, cwd=ROOT, env=env, stdout=log, stderr=log)
         if out.returncode:
             raise SystemExit(f"diffusion_lm: {folder} ended with {out.returncode}: see its log.txt")
         (folder / "finished").touch()
@@ -48,13 +49,21 @@ def train(folder: pathlib.Path, cell: str, seed: int, steps: int, more: list[str
     return folder
 
 
+def cell(
+    folder: pathlib.Path, source: str, system: str, seed: int, steps: int, more: list[str]
+) -> pathlib.Path:
+    """Trains a cell of the study."""
+    options = [f"seed={seed}", f"train.steps={steps}", *more]
+    return train(folder, f"study.py:{source}/{system}", options, str(folder.parents[2] / "cache"))
+
+
 def below(workdir: pathlib.Path, source: str, system: str, seed: int, steps: int) -> list[str]:
     """Options that name the runs of `steps` steps that EDLM stands on, trained first."""
     options = []
     for option, other in BELOW.get(system, {}).items():
         folder = workdir / source / str(seed) / f"below_{other}_{steps}"
-        train(folder, f"{source}/{other}", seed, steps, [])
-        options.append(f"--config.objective.{option}={folder}")
+        cell(folder, source, other, seed, steps, [])
+        options.append(f"objective.{option}={folder}")
     return options
 
 
@@ -63,19 +72,19 @@ def judged(workdir: pathlib.Path, source: str, system: str) -> list[str]:
     judge = "source"
     if source == "text":
         folder = workdir / source / str(JUDGE_SEED) / "judge"
-        judge = train(folder, f"{source}/ar", JUDGE_SEED, JUDGE_STEPS, [])
+        judge = cell(folder, source, "ar", JUDGE_SEED, JUDGE_STEPS, [])
     fields = {"name": "generative", "judge": judge, "split": "test", "samples": 64}
     fields |= {"temperatures": "", "batch_size": 64}
     if system != "ar":
         fields["steps"] = ",".join(map(str, SAMPLING))
-    return [f"--config.evaluators.quality.{name}={value}" for name, value in fields.items()]
+    return [f"evaluators.quality.{name}={value}" for name, value in fields.items()]
 
 
 def measured(workdir: pathlib.Path, source: str, system: str, seed: int, steps: int) -> dict:
     """What a system reaches with `steps` steps, of EDLM of each of its two parts."""
     folder = workdir / source / str(seed) / f"{system}_{steps}"
     more = below(workdir, source, system, seed, steps) + judged(workdir, source, system)
-    train(folder, f"{source}/{system}", seed, 0 if system == "edlm_ar" else steps, more)
+    cell(folder, source, system, seed, 0 if system == "edlm_ar" else steps, more)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     (bound,) = [r for r in rows if r.get("evaluator") == "test"]
     (quality,) = [r for r in rows if r.get("evaluator") == "quality"]
@@ -86,17 +95,12 @@ def measured(workdir: pathlib.Path, source: str, system: str, seed: int, steps: 
     }
 
 
-def step_seconds(workdir: pathlib.Path, source: str) -> dict[str, float]:
-    """Seconds of a step of each system that trains, of EDLM's energy alone; kept in a file."""
-    path = workdir / source / "step_seconds.json"
-    if path.exists():
-        return json.loads(path.read_text())
+def step_seconds(cases: dict[str, tuple[str, list[str]]]) -> dict[str, float]:
+    """Seconds of a train step of each (config, options), measured in turns in this process."""
     from diffusion_lm import benchmark, build, config, parallel
 
-    def steps_of(system: str):
-        loaded = config.load(f"{ROOT / 'configs' / 'study.py'}:{source}/{system}")
-        more = below(workdir, source, system, 0, STEPS // 2)
-        resolved = config.resolve(loaded, [option.removeprefix("--config.") for option in more])
+    def steps_of(path: str, options: list[str]):
+        resolved = config.resolve(config.load(f"{ROOT / 'configs' / path}"), options)
         made = build.setup(resolved)
         run, state, size = build.train_step(resolved, made), made.init(), resolved.train.batch_size
         batch = next(made.parts.data.batches("train", batch_size=size, seed=0))
@@ -110,11 +114,27 @@ def step_seconds(workdir: pathlib.Path, source: str) -> dict[str, float]:
 
         return steps
 
-    trained = [system for system in SYSTEMS if system != "edlm_ar"]
-    found = benchmark.in_turns({system: steps_of(system) for system in trained}, 7)
-    seconds = {system: wall / 10 for system, (wall, _) in found.items()}
-    path.write_text(json.dumps(seconds))
-    return seconds
+    found = benchmark.in_turns({name: steps_of(*case) for name, case in cases.items()}, 7)
+    return {name: wall / 10 for name, (wall, _) in found.items()}
+
+
+def kept(path: pathlib.Path, make: Callable[[], dict]) -> dict:
+    """What a file holds; where there is none, it is made and written."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(make()))
+    return json.loads(path.read_text())
+
+
+def seconds_of(workdir: pathlib.Path, source: str) -> dict[str, float]:
+    """Seconds of a step of each system that trains, of EDLM's energy alone."""
+
+    def measure():
+        trained = [system for system in SYSTEMS if system != "edlm_ar"]
+        under = {s: below(workdir, source, s, 0, STEPS // 2) for s in trained}
+        return step_seconds({s: (f"study.py:{source}/{s}", under[s]) for s in trained})
+
+    return kept(workdir / source / "step_seconds.json", measure)
 
 
 def in_time(seconds: dict[str, float], system: str) -> int:
@@ -130,7 +150,7 @@ def equal_steps(system: str) -> int:
 
 
 def measure(workdir: pathlib.Path, source: str, seed: int) -> list[dict]:
-    seconds, rows = step_seconds(workdir, source), []
+    seconds, rows = seconds_of(workdir, source), []
     for system in SYSTEMS:
         for arm, steps in (("steps", equal_steps(system)), ("time", in_time(seconds, system))):
             row = measured(workdir, source, system, seed, steps)
@@ -170,7 +190,7 @@ def main() -> None:
     import jax
 
     workdir = flags.workdir.resolve()
-    seconds = {source: step_seconds(workdir, source) for source in SOURCES}
+    seconds = {source: seconds_of(workdir, source) for source in SOURCES}
     cells = [(source, seed) for seed in range(flags.seeds) for source in SOURCES]
     judged(workdir, "text", "ar")  # the judge, before two ask for it
     with concurrent.futures.ThreadPoolExecutor(flags.jobs) as pool:

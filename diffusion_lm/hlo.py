@@ -45,12 +45,12 @@ def bytes_moved(text: str) -> float:
 def bytes_received(text: str) -> float:
     """Bytes that each device has to get from others in one run of an HLO module, bodies of loops as
     often as they run: of what n devices gather, reduce or exchange the (n - 1) / n that are not its
-    own, of what is reduced for all of them twice that. What is cut up to overlap with other work
-    keeps its channel and counts once."""
+    own, of what is reduced for all of them twice that. What TPUs' compiler repeats along a chain of
+    other work counts once."""
     computations, entry = _parse(text)
     partitions = re.search(r"num_partitions=(\d+)", text)
     devices = int(partitions[1]) if partitions else 1
-    channels = {}
+    found = {}
 
     def visit(name: str, times: int):
         for i in computations[name]:
@@ -64,9 +64,9 @@ def bytes_received(text: str) -> float:
                     part *= 2
                 elif kind == "collective-permute":
                     part = 1
-                channel = re.search(r"channel_id=(\d+)", i.rest)
-                channel = channel[1] if channel else (name, i.name)
-                channels[channel] = max(channels.get(channel, 0), times * part * result)
+                chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', i.rest)
+                key = chain.groups() if chain else (name, i.name)
+                found[key] = max(found.get(key, 0), times * part * result)
             if i.opcode == "while":
                 called = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", i.rest))
                 visit(called["body"], times * _trips(i.rest, computations[called["condition"]]))
@@ -77,7 +77,7 @@ def bytes_received(text: str) -> float:
                     visit(branch, times)
 
     visit(entry, 1)
-    return sum(channels.values())
+    return sum(found.values())
 
 
 def _group(rest: str, devices: int) -> int:

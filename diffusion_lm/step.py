@@ -207,16 +207,6 @@ def make_train_step(
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), zeros)
             ((nats, (tokens, metrics)), grads), _ = jax.lax.scan(add, zeros, chunks)
 
-        def updated(mine, opt_state, average):
-            mean = jax.tree.map(lambda g: g * (1 / tokens), grads)
-            updates, opt_state = optimizer.transform.update(mean, opt_state, mine)
-            mine = optax.apply_updates(mine, updates)
-            if ema:
-                # A new average follows fast: its decay rises as (1 + step) / (10 + step).
-                decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-                average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, mine)
-            return mine, opt_state, average
-
         norm = optax.tree.norm(grads) / tokens
         fine = finite = jnp.isfinite(nats) & jnp.isfinite(norm)
         opt_state, usual = state.opt_state if skip_spikes else (state.opt_state, None)
@@ -225,12 +215,34 @@ def make_train_step(
             fine = finite & (norm <= most)
             change = (jnp.minimum(norm, most) - usual) / jnp.minimum(state.step + 1, USUAL)
             usual = jnp.where(finite, usual + change, usual)
-        before = mine, opt_state, state.ema
-        new, opt_state, average = jax.lax.cond(fine, updated, lambda *same: same, *before)
+
+        def updated(fine, mine, opt_state, average, kept=lambda new, old: new):
+            mean = jax.tree.map(lambda g: g * (1 / tokens), grads)
+            updates, changed = optimizer.transform.update(mean, opt_state, mine)
+            mine = kept(optax.apply_updates(mine, updates), mine)
+            if ema:
+                # A new average follows fast: its decay rises as (1 + step) / (10 + step).
+                decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+                mixed = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, mine)
+                average = kept(mixed, average)
+            return mine, kept(changed, opt_state), average
+
+        def branch(fine, *before):
+            return jax.lax.cond(fine, updated, lambda fine, *same: same, fine, *before)
+
+        def choice(fine, *before):
+            def kept(new, old):
+                return jax.tree.map(partial(jnp.where, fine), new, old)
+
+            return updated(fine, *before, kept=kept)
+
+        # Of an update that is skipped: CPUs work in place in a branch, others would copy for it.
+        before = fine, mine, opt_state, state.ema
+        mine, opt_state, average = jax.lax.platform_dependent(*before, cpu=branch, default=choice)
         opt_state = (opt_state, usual) if skip_spikes else opt_state
         metrics["grad_norm"] = Ratio(norm, jnp.float32(1))
         skipped = jnp.where(fine, 0.0, jnp.where(finite, SPIKE, 1.0))
         metrics["skipped"] = Ratio(skipped, jnp.float32(1))
-        return TrainState(state.step + 1, state.params | new, opt_state, average), metrics
+        return TrainState(state.step + 1, state.params | mine, opt_state, average), metrics
 
     return train_step

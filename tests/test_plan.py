@@ -41,6 +41,40 @@ def test_bytes_agree_with_the_compilers_account_where_nothing_loops():
     assert abs(mine / xla - 1) < 0.1
 
 
+def test_bytes_after_a_kernel_whose_attributes_have_several_lines():
+    text = """HloModule m
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %k = f32[4]{0} custom-call(%a), custom_call_target="k", frontend_attributes={kernel_metadata={
+"about":"{\\"block\\": 128}"
+}}, metadata={op_name="k"}
+  ROOT %b = f32[4]{0} negate(%k)
+}
+"""
+    assert hlo.bytes_moved(text) == 2 * (16 + 16)
+
+
+def test_bytes_received_from_other_devices():
+    """Of four devices, by hand: three quarters of what is gathered; of a sum twice that, and as
+    often as its loop runs; all of what is passed on."""
+    mesh = parallel.make_mesh(data=4, devices=jax.devices()[:4])
+
+    def f(x):
+        gathered = jax.lax.all_gather(x, "data")
+        ring = [(i, (i + 1) % 4) for i in range(4)]
+        passed = jax.lax.ppermute(x[:, :8], "data", ring)
+        summed = jax.lax.scan(lambda s, _: (jnp.sin(jax.lax.psum(s, "data")), None), x, None, 3)[0]
+        scattered = jax.lax.psum_scatter(gathered * 2, "data", tiled=True)
+        return gathered.sum(0) + summed + passed.sum() + scattered[0]
+
+    spec = jax.sharding.PartitionSpec("data")
+    f = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+    text = f.lower(jnp.ones((4, 1000))).compile().as_text()
+    whole = 4 * 4 * 1000
+    assert hlo.bytes_received(text) == 0.75 * whole + 3 * 1.5 * whole / 4 + 32 + 0.75 * whole
+
+
 def test_flops_done_again_are_those_inside_checkpoint():
     def f(a):
         h = jax.checkpoint(lambda a: a @ a)(a)

@@ -157,22 +157,26 @@ def _over_chunks(one, chunks, spread, used, *columns):
     weight 0, the first of the columns."""
 
     def own(used, *columns):
-        if chunks == 1:
-            return one(used, *columns)
-        length = columns[0].shape[1]
+        rows, length = columns[0].shape
 
         def cut(a, mode):
             a = jnp.pad(a, [(0, 0), (0, -length % chunks)] + [(0, 0)] * (a.ndim - 2), mode)
-            return jnp.stack(jnp.split(a, chunks, axis=1))
+            a = jnp.stack(jnp.split(a, chunks, axis=1))
+            # as one row, since TPUs would lay out the logits of several anew
+            return a.reshape(chunks, 1, -1, *a.shape[3:])
 
         def join(a):
-            return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])[:, :length]
+            a = a.reshape(chunks, rows, -1, *a.shape[3:])
+            return jnp.moveaxis(a, 0, 1).reshape(rows, -1, *a.shape[3:])[:, :length]
 
         def step(total, part):
             added, rest = one(used, *part)
             return jax.tree.map(jnp.add, total, added), rest
 
         parts = [cut(columns[0], "constant"), *(cut(a, "edge") for a in columns[1:])]
+        if chunks == 1:
+            total, rest = one(used, *(a[0] for a in parts))
+            return total, jax.tree.map(lambda a: join(a[None]), rest)
         first = jax.eval_shape(one, used, *(a[0] for a in parts))[0]
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
         total, rest = jax.lax.scan(step, zeros, parts)

@@ -180,17 +180,22 @@ def _members(hint) -> tuple:
     return (hint,)
 
 
+def _shown(value) -> str:
+    """In one line, which not every repr is."""
+    return " ".join(repr(value).split())[:200]
+
+
 def _checked(field: str, value, hint):
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (tuple, list)):
-            raise ValueError(f"{field} must be several values, got {value!r:.200}")
+            raise ValueError(f"{field} must be several values, got {_shown(value)}")
         return tuple(_checked(field, item, typing.get_args(hint)[0]) for item in value)
     wanted = _members(hint)
     if type(value) is int and float in wanted and int not in wanted:
         value = float(value)
     if type(value) not in wanted:
         names = " or ".join(w.__name__.replace("NoneType", "none") for w in wanted)
-        raise ValueError(f"{field} must be {names}, got {value!r:.200}")
+        raise ValueError(f"{field} must be {names}, got {_shown(value)}")
     return value
 
 

@@ -148,7 +148,8 @@ def read_header(path: str) -> File:
             name = header.text("a name")
             if name in facts:
                 raise ValueError(f"{path}: {name!r:.60} is there twice")
-            facts[name] = header.value(header.number("<I", name), f"{name!r:.60}")
+            what = f"{name!r:.60}"
+            facts[name] = header.value(header.number("<I", what), what)
         for _ in range(counts[0]):
             name = header.text("a tensor's name")
             if name in raw:

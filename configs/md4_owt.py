@@ -4,8 +4,8 @@ Command:   python -m diffusion_lm.main --config=configs/md4_owt.py --workdir=run
                --config.data.path=FOLDER_OF_OPENWEBTEXT --config.data.cache_dir=FOLDER_FOR_TOKENS
            medium: --config=configs/md4_owt.py:medium
 Hardware:  meant for a TPU v5e 8x8 slice or 64 GPUs; not yet run by us at full length.
-Plan:      v5e:8x8, small: 2.7 GB of state and 2.5 of temporaries a chip, of 16, 34 GB moved a step,
-           MFU at most 80 %; v5e:16x16, medium: 6.8, 7.1, 49 and 42 % (2 rows a chip).
+Plan:      v5e:8x8, small: 2.7 GB of state and 1.8 of temporaries a chip, of 16, 41 GB moved a step,
+           MFU at most 71 %; v5e:16x16, medium: 6.8, 2.7, 38 and 55 % (2 rows a chip).
 Cost:      1M steps of 512 x 1024 tokens; small 170 M parameters, medium 426 M.
 Expected:  validation perplexity 22.13 small, 16.64 medium (published, upper bounds).
 Data:      the .tar.xz archives or any folder of documents; the last 100,000 are validation.

@@ -216,7 +216,7 @@ def make_train_step(
             change = (jnp.minimum(norm, most) - usual) / jnp.minimum(state.step + 1, USUAL)
             usual = jnp.where(finite, usual + change, usual)
 
-        def updated(fine, mine, opt_state, average, kept=lambda new, old: new):
+        def updated(kept, mine, opt_state, average):
             mean = jax.tree.map(lambda g: g * (1 / tokens), grads)
             updates, changed = optimizer.transform.update(mean, opt_state, mine)
             mine = kept(optax.apply_updates(mine, updates), mine)
@@ -227,18 +227,18 @@ def make_train_step(
                 average = kept(mixed, average)
             return mine, kept(changed, opt_state), average
 
-        def branch(fine, *before):
-            return jax.lax.cond(fine, updated, lambda fine, *same: same, fine, *before)
+        def branch(*before):
+            always = partial(updated, lambda new, old: new)
+            return jax.lax.cond(fine, always, lambda *same: same, *before)
 
-        def choice(fine, *before):
-            def kept(new, old):
-                return jax.tree.map(partial(jnp.where, fine), new, old)
-
-            return updated(fine, *before, kept=kept)
+        def choice(new, old):
+            return jax.tree.map(partial(jnp.where, fine), new, old)
 
         # Of an update that is skipped: CPUs work in place in a branch, others would copy for it.
-        before = fine, mine, opt_state, state.ema
-        mine, opt_state, average = jax.lax.platform_dependent(*before, cpu=branch, default=choice)
+        before = mine, opt_state, state.ema
+        mine, opt_state, average = jax.lax.platform_dependent(
+            *before, cpu=branch, default=partial(updated, choice)
+        )
         opt_state = (opt_state, usual) if skip_spikes else opt_state
         metrics["grad_norm"] = Ratio(norm, jnp.float32(1))
         skipped = jnp.where(fine, 0.0, jnp.where(finite, SPIKE, 1.0))

@@ -41,3 +41,13 @@ def forget_programs():
     """Compiled programs of all files together would fill the memory of a laptop."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(params=["cpu", "elsewhere"])
+def platform(request, monkeypatch):
+    """Code that has a way of its own for CPUs is run in the other way, too."""
+    if request.param == "elsewhere":
+        monkeypatch.setattr(
+            jax.lax, "platform_dependent", lambda *args, default, **others: default(*args)
+        )
+    return request.param

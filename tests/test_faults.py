@@ -298,7 +298,7 @@ def test_a_stop_between_the_last_samples_makes_up_for_them(tmp_path, text_file, 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_one_bad_batch_costs_exactly_one_update(poison, microbatches):
+def test_one_bad_batch_costs_exactly_one_update(poison, microbatches, platform):
     """On eight devices, of which one sees the bad row: as if that batch had not been."""
     objective = quadratic(poison)
     optimizer = Optimizer(optax.adam(0.1), None)

@@ -56,6 +56,23 @@ def test_weighted_is_weight_times_value(cotangent, mesh, entries, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), found, wanted)
 
 
+def test_gradients_of_a_picked_logit(platform):
+    """As by one-hot vectors; also forwards, and of the gradient."""
+    logits = 3 * jnp.asarray(RNG.normal(size=(B, R, V)), jnp.float32)
+
+    def mine(logits):
+        return (WEIGHT * jnp.sin(token_log_prob(logits, X))).sum()
+
+    def textbook(logits):
+        log_p = (jax.nn.one_hot(X, V) * jax.nn.log_softmax(logits)).sum(-1)
+        return (WEIGHT * jnp.sin(log_p)).sum()
+
+    ways = jax.grad, jax.jacfwd, lambda f: jax.grad(lambda a: (jax.grad(f)(a) ** 2).sum())
+    for way in ways:
+        found, wanted = way(mine)(logits), way(textbook)(logits)
+        np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=1e-5)
+
+
 def one_hot(params, h, x):
     """The textbook: one-hot times log-softmax."""
     logits = jnp.matmul(h, params["kernel"], preferred_element_type=jnp.float32) + params["bias"]

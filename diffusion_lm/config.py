@@ -141,7 +141,8 @@ def _complete(config: ConfigDict, renamed: set[str], coming: dict[str, str]) -> 
             raise ValueError(_unknown(f"config.{key}", [f"config.{k}" for k in known]))
     config.seed = config.get("seed", 0)
     if type(config.seed) is not int or not 0 <= config.seed < 2**32:
-        raise ValueError(f"config.seed must be an integer in [0, 2^32), got {config.seed!r}")
+        given = names.in_one_line(config.seed)
+        raise ValueError(f"config.seed must be an integer in [0, 2^32), got {given}")
     for section in names.sections(config):
         fields = _get(config, section)
         hints, defaults = names.schema(config, section)
@@ -180,22 +181,17 @@ def _members(hint) -> tuple:
     return (hint,)
 
 
-def _shown(value) -> str:
-    """In one line, which not every repr is."""
-    return " ".join(repr(value).split())[:200]
-
-
 def _checked(field: str, value, hint):
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (tuple, list)):
-            raise ValueError(f"{field} must be several values, got {_shown(value)}")
+            raise ValueError(f"{field} must be several values, got {names.in_one_line(value)}")
         return tuple(_checked(field, item, typing.get_args(hint)[0]) for item in value)
     wanted = _members(hint)
     if type(value) is int and float in wanted and int not in wanted:
         value = float(value)
     if type(value) not in wanted:
-        names = " or ".join(w.__name__.replace("NoneType", "none") for w in wanted)
-        raise ValueError(f"{field} must be {names}, got {_shown(value)}")
+        kinds = " or ".join(w.__name__.replace("NoneType", "none") for w in wanted)
+        raise ValueError(f"{field} must be {kinds}, got {names.in_one_line(value)}")
     return value
 
 

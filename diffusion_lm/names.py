@@ -63,6 +63,13 @@ def add_missing_sections(config: ConfigDict) -> None:
         "evaluators": {},
         "decoding": {},
     }
+    known = (*FOLDERS, *FUNCTIONS, *SETTINGS, "rules")
+    given = {name: config[name] for name in known if name in config}
+    if isinstance(config.get("evaluators"), ConfigDict):
+        given |= {f"evaluators.{label}": value for label, value in config.evaluators.items()}
+    for section, value in given.items():
+        if not isinstance(value, ConfigDict):
+            raise ValueError(f"config.{section} must be a section, got {in_one_line(value)}")
     for section, value in defaults.items():
         if section not in config and (section != "decoding" or section in sections(config)):
             config[section] = ConfigDict(value)
@@ -92,13 +99,20 @@ def find(section: str, name: str | None = None) -> Callable:
         home, known, _ = FUNCTIONS[kind]
         if name in known:
             return getattr(home, name)
-    elif name.isidentifier():
+    elif isinstance(name, str) and name.isidentifier():
         try:
             return module(kind, name).make
         except (ModuleNotFoundError, AttributeError) as error:
             if isinstance(error, ModuleNotFoundError) and not error.name.startswith("diffusion_lm"):
                 raise
-    raise ValueError(f"unknown config.{section}.name {name!r:.200}; choices: {choices(section)}")
+    raise ValueError(
+        f"unknown config.{section}.name {in_one_line(name)}; choices: {choices(section)}"
+    )
+
+
+def in_one_line(value: Any) -> str:
+    """The start of its repr, which of a section has several."""
+    return " ".join(repr(value).split())[:200]
 
 
 def schema(config: ConfigDict, section: str) -> tuple[dict, dict]:

@@ -295,9 +295,27 @@ def valid_files(tmp_path_factory):
     return found
 
 
-FOUND = {"config": [21222], "gguf": [95433]}  # by long runs: refusals of two lines
+FOUND = {"config": [21222, 24182], "gguf": [95433]}  # by long runs
 KINDS = ["safetensors", "config.json", "index", "tokenizer.json", "txt", "jsonl", "config", "gguf"]
 KINDS += ["archive", "pairs"]
+
+
+def test_sections_and_names_of_another_type_are_refused_in_one_line():
+    base = config.load(f"{ROOT}/configs/md4_markov.py").to_dict()
+    sections = ("data", "network", "objective", "schedule", "sampler", "optimizer")
+    strange = (4, None, "x", [1], {"a": {"b": 1}}, True, "", "a b")
+    bad = [
+        base | {s: value} for s in (*sections, "train", "mesh", "evaluators") for value in strange
+    ]
+    bad += [base | {s: base.get(s, {}) | {"name": v}} for s in sections for v in strange]
+    bad += [base | {"evaluators": {"v": value}} for value in (*strange, {"name": 4})]
+    bad += [base | {"seed": value} for value in strange[1:]]
+    bad += [base | {"rules": value} for value in strange if type(value) is not dict]
+    for given in bad:
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
+            config.resolve(config.ConfigDict(given), [])
+    with pytest.raises(ValueError, match="config.optimizer must be a section, got 'muon'"):
+        config.resolve(config.ConfigDict(base | {"optimizer": "muon"}), [])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -298,7 +298,9 @@ def start(repeats: int) -> Iterator[dict]:
 def _child(line: list[str], env: dict, until: str | None = None) -> tuple[float, float]:
     """(wall-clock, CPU) seconds of a command, or of what it does before it prints `until`."""
     before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    with subprocess.Popen(line, env=env, stdout=subprocess.PIPE, text=True) as process:
+    # stderr, too: a run whose stderr is a terminal shows a bar instead
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(line, env=env, **pipes) as process:
         reached = until is not None and any(said.startswith(until) for said in process.stdout)
         if reached:
             process.kill()

@@ -19,7 +19,6 @@ FREE = (
 )
 FREE += ("copy-done", "slice-done", "all-reduce-done", "all-gather-done", "async-done", "send-done")
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-_WITH_OPERAND = ("all-gather-start", "collective-permute-start")  # that is their result's first
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 
@@ -50,34 +49,45 @@ def bytes_received(text: str) -> float:
     computations, entry = _parse(text)
     partitions = re.search(r"num_partitions=(\d+)", text)
     devices = int(partitions[1]) if partitions else 1
-    found = {}
 
-    def visit(name: str, times: int):
+    def visit(name: str, times: int) -> dict:
+        """Bytes by collective."""
+        found = {}
         for i in computations[name]:
+            inner = {}
             kind = i.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                result = i.slice if i.opcode in _WITH_OPERAND else i.whole
-                part = 1 - 1 / _group(i.rest, devices)
-                if kind == "reduce-scatter":
-                    result *= _group(i.rest, devices)
-                elif kind == "all-reduce" and "reduce-scatter" not in name:
-                    part *= 2
-                elif kind == "collective-permute":
-                    part = 1
-                chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', i.rest)
-                key = chain.groups() if chain else (name, i.name)
-                found[key] = max(found.get(key, 0), times * part * result)
             if i.opcode == "while":
                 called = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", i.rest))
-                visit(called["body"], times * _trips(i.rest, computations[called["condition"]]))
+                trips = _trips(i.rest, computations[called["condition"]])
+                inner = visit(called["body"], times * trips)
             elif i.opcode in ("call", "fusion", "async-start"):
-                visit(re.search(r"(?:calls|to_apply)=%?([\w.\-]+)", i.rest)[1], times)
+                inner = visit(re.search(r"(?:calls|to_apply)=%?([\w.\-]+)", i.rest)[1], times)
             elif i.opcode == "conditional":
-                for branch in _branches(i.rest):
-                    visit(branch, times)
+                branches = [visit(branch, times) for branch in _branches(i.rest)]
+                inner = max(branches, key=lambda branch: sum(branch.values()))
+            elif kind in COLLECTIVES:
+                chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', i.rest)
+                size = _received(kind, i, _group(i.rest, devices), "reduce-scatter" in name)
+                inner = {chain.groups() if chain else (name, i.name): times * size}
+            found |= {key: max(size, found.get(key, 0)) for key, size in inner.items()}
+        return found
 
-    visit(entry, 1)
-    return sum(found.values())
+    return sum(visit(entry, 1).values())
+
+
+def _received(kind: str, i: _Instruction, n: int, scatters: bool) -> float:
+    """Bytes of one run of a collective of n devices; `scatters` of an all-reduce of which each
+    keeps a part."""
+    size, started = i.whole, i.opcode.endswith("-start")
+    if kind == "collective-permute":
+        return size / 2 if started else size  # a start's result has its operand, too
+    if kind in ("all-gather", "reduce-scatter") and started:
+        size *= n / (n + 1)  # of operand and result the one that is n times the other
+    elif kind == "reduce-scatter":
+        size *= n
+    elif kind == "all-reduce" and not scatters:
+        size *= 2
+    return size * (n - 1) / n
 
 
 def _group(rest: str, devices: int) -> int:

@@ -146,7 +146,7 @@ def _loop(
     log = metrics.Log(workdir, "metrics.jsonl", tensorboard=options.tensorboard)
     # the stop may have come before what is due here
     due = start > 0 and (start % options.eval_every == 0 or start == options.steps)
-    log.rewind(start, again=due)
+    log.rewind(start, again=due or not start)
     inspect = _inspection(config, setup, translator, workdir, log, start, due)
     if due:
         with stop.interruptible(), watch.paused():
@@ -252,7 +252,7 @@ def _inspection(
     """(state, number) -> None: evaluates, draws samples, prints and logs both."""
     parts, options = setup.parts, config.train
     texts = metrics.Log(workdir, "samples.jsonl")
-    texts.rewind(start, again=due)
+    texts.rewind(start, again=due or not start)
     eval_step = evaluate.make_eval_step(parts.objective, setup.mesh)
     sampler = sampling.compiled(parts.sampler, setup.mesh)
 

@@ -33,10 +33,26 @@ JUDGE_SEED = 1000
 FIELDS = ("of", "steps", "calls", "nats_per_judged_token", "standard_error", "entropy")
 
 
+def kept(path: pathlib.Path, make: Callable[[], dict]) -> dict:
+    """What a file holds; where there is none, it is made and written."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(make()))
+        new.replace(path)
+    return json.loads(path.read_text())
+
+
 def train(folder: pathlib.Path, config: str, options: list[str], cache: str) -> pathlib.Path:
-    """Trains a config to its end, its output in log.txt; a finished run is left as it is."""
+    """Trains a config to its end, its output in log.txt; a finished run is left as it is, if it was
+    started with the same options."""
+    now = {"config": config, "options": options}
+    if kept(folder / "started.json", lambda: now) != now:
+        raise SystemExit(
+            f"diffusion_lm: {folder} was begun with other options (its started.json), now {now}: "
+            "take another workdir"
+        )
     if not (folder / "finished").exists():
-        folder.mkdir(parents=True, exist_ok=True)
         line = [sys.executable, "-m", "diffusion_lm.main", f"--config=configs/{config}"]
         line += [f"--workdir={folder}", *(f"--config.{option}" for option in options)]
         env = {"JAX_COMPILATION_CACHE_DIR": cache, **os.environ}
@@ -116,14 +132,6 @@ def step_seconds(cases: dict[str, tuple[str, list[str]]]) -> dict[str, float]:
 
     found = benchmark.in_turns({name: steps_of(*case) for name, case in cases.items()}, 7)
     return {name: wall / 10 for name, (wall, _) in found.items()}
-
-
-def kept(path: pathlib.Path, make: Callable[[], dict]) -> dict:
-    """What a file holds; where there is none, it is made and written."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(make()))
-    return json.loads(path.read_text())
 
 
 def seconds_of(workdir: pathlib.Path, source: str) -> dict[str, float]:

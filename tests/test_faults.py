@@ -296,6 +296,24 @@ def test_a_stop_between_the_last_samples_makes_up_for_them(tmp_path, text_file, 
     assert kept[0] == kept[1] and len(kept[0]) == 1
 
 
+def test_a_run_of_no_steps_that_died_in_its_evaluation_starts_anew(
+    tmp_path, text_file, monkeypatch
+):
+    """EDLM by an autoregressive model has nothing to train; no checkpoint says what was written."""
+    path = write_config(tmp_path, text_file, **{"train.steps": 0, "train.num_samples": 1})
+    argv = [f"--config={path}", f"--workdir={tmp_path / 'run'}"]
+    real = train.sampling.samples
+    monkeypatch.setattr(train.sampling, "samples", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main.main(argv)
+    monkeypatch.setattr(train.sampling, "samples", real)
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():  # that a kill would not have left
+        shutil.rmtree(folder)
+    assert main.main(argv) == 0
+    assert [row["evaluator"] for row in rows(tmp_path / "run")] == ["valid"]
+    assert len(rows(tmp_path / "run", "samples.jsonl")) == 1
+
+
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_one_bad_batch_costs_exactly_one_update(poison, microbatches, platform):

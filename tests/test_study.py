@@ -1,6 +1,7 @@
 """The head-to-head study: its cells are configs, its arithmetic and its pages are right."""
 
 import math
+import subprocess
 import sys
 
 import pytest
@@ -35,6 +36,21 @@ def test_equal_time_is_that_of_md4():
     assert steps == {"md4": 500, "ar": 500, "genmd4": 200, "rdm": 1000}
     assert study.in_time(seconds, "edlm_nce") == 100  # 100 of md4 and 100 of the energy
     assert study.in_time(seconds, "edlm_ar") == 250  # 256 of each, close to half of 500
+
+
+def test_a_finished_run_is_not_taken_for_one_of_other_options(tmp_path, monkeypatch):
+    started = []
+
+    def run(line, **options):
+        started.append(line)
+        return subprocess.CompletedProcess(line, 0)
+
+    monkeypatch.setattr(study.subprocess, "run", run)
+    for _ in range(2):
+        study.train(tmp_path / "cell", "md4_sotu.py", ["train.steps=7"], "cache")
+    assert len(started) == 1 and "--config.train.steps=7" in started[0]
+    with pytest.raises(SystemExit, match="begun with other options"):
+        study.train(tmp_path / "cell", "md4_sotu.py", ["train.steps=8"], "cache")
 
 
 @pytest.fixture

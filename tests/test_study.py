@@ -1,5 +1,6 @@
 """The head-to-head study: its cells are configs, its arithmetic and its pages are right."""
 
+import json
 import math
 import subprocess
 import sys
@@ -100,3 +101,9 @@ def test_floors_of_the_study():
     assert 0 < found["source"] < found["unigram"]["markov"]["nats_per_token"] < math.log(8)
     text = found["unigram"]["text"]
     assert 1 < text["bits_per_char"] < text["nats_per_token"] / math.log(2) < 10
+
+
+def test_pages_of_the_study_equal_its_results():
+    results = json.loads(pages.RESULTS.read_text())
+    assert pages.render(results) == (ROOT / "docs/study.md").read_text()
+    assert pages.readme(results) in (ROOT / "README.md").read_text()

@@ -146,8 +146,9 @@ def _loop(
     log = metrics.Log(workdir, "metrics.jsonl", tensorboard=options.tensorboard)
     # the stop may have come before what is due here
     due = start > 0 and (start % options.eval_every == 0 or start == options.steps)
-    log.rewind(start, again=due or not start)
-    inspect = _inspection(config, setup, translator, workdir, log, start, due)
+    again = due or saves.latest() is None  # a run that died before its first save starts anew
+    log.rewind(start, again=again)
+    inspect = _inspection(config, setup, translator, workdir, log, start, again)
     if due:
         with stop.interruptible(), watch.paused():
             inspect(state, start)
@@ -247,12 +248,12 @@ def _inspected(config: ConfigDict, samples: int, workdir: str) -> bool:
 
 
 def _inspection(
-    config: ConfigDict, setup: build.Setup, translator, workdir: str, log, start: int, due: bool
+    config: ConfigDict, setup: build.Setup, translator, workdir: str, log, start: int, again: bool
 ) -> Callable:
     """(state, number) -> None: evaluates, draws samples, prints and logs both."""
     parts, options = setup.parts, config.train
     texts = metrics.Log(workdir, "samples.jsonl")
-    texts.rewind(start, again=due or not start)
+    texts.rewind(start, again=again)
     eval_step = evaluate.make_eval_step(parts.objective, setup.mesh)
     sampler = sampling.compiled(parts.sampler, setup.mesh)
 

@@ -22,8 +22,8 @@ names:
   head      head and cross entropy, with their gradient, against one-hot times log-softmax
   sampling  8 texts of 256 of 50257 tokens in 1000 steps, against the textbook loop, which runs
             the network, and draws every token anew, at every step (of it 5 steps are timed)
-  start     the default run of one step, bigram start, evaluation and checkpoint included, without
-            and with JAX's compilation cache; the imports alone; compiling 24 layers against 4
+  start     the default run to its first step, bigram start included, three times, without and
+            with JAX's compilation cache; the imports alone; compiling 24 layers against 4
   gpu       tokens/s and the share of the peak FLOP/s of md4_owt; without a GPU it says so
 What is compared runs in turns, so that a busy machine is unfair to neither. One JSON object a line:
 medians, of wall-clock and of CPU seconds of all cores; "temporaries_mib" are the compiler's.

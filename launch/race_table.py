@@ -44,22 +44,21 @@ RATE_SEED = 1000
 
 def run(workdir: pathlib.Path, name: str, options: list[str], seed: int, steps: int) -> dict:
     """Trains one recipe for so many steps; returns its validation bound."""
-    steps = max(steps, 1)
     fixed = ["train.num_samples=0", "train.eval_every=1000000", "train.checkpoint_every=1000000"]
     fixed += [f"seed={seed}", f"train.steps={steps}"]
     folder = train(workdir / f"{name}_{seed}", CONFIG, [*options, *fixed], str(workdir / "cache"))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     (found,) = [row for row in rows if row.get("evaluator") == "valid"]
-    kept = {k: found[k] for k in ("bits_per_char", "nats_per_token", "standard_error")}
-    return {"seed": seed, "steps": steps, **kept}
+    fields = ("bits_per_char", "nats_per_token", "standard_error")
+    return {"seed": seed, "steps": steps, **{field: found[field] for field in fields}}
 
 
-def measure(workdir: pathlib.Path, seeds: int, minutes: dict) -> dict:
+def measure(workdir: pathlib.Path, seeds: int) -> dict:
     def seconds():
         return step_seconds({"published": (CONFIG, PUBLISHED), "ours": (CONFIG, [])})
 
     took = kept(workdir / "step_seconds.json", seconds)
-    steps = {name: int(60 * minutes[name] / took[name]) for name in minutes}
+    steps = {name: int(60 * minutes / took[name]) for name, minutes in MINUTES.items()}
     rates = {
         rate: run(
             workdir,
@@ -77,7 +76,7 @@ def measure(workdir: pathlib.Path, seeds: int, minutes: dict) -> dict:
         for seed in range(seeds)
         for name in recipes
     ]
-    return {"minutes": minutes, "step_seconds": took, "rates": rates, "rows": rows}
+    return {"minutes": MINUTES, "step_seconds": took, "rates": rates, "rows": rows}
 
 
 def render(results: dict) -> str:
@@ -114,7 +113,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     flags = parser.parse_args()
     results = {"hardware": hardware(), "jax": jax.__version__}
-    results |= measure(flags.workdir.resolve(), flags.seeds, MINUTES)
+    results |= measure(flags.workdir.resolve(), flags.seeds)
     (ROOT / "results" / "race.json").write_text(json.dumps(results, indent=1) + "\n")
     readme = ROOT / "README.md"
     readme.write_text(readme_with(readme.read_text(), render(results), MARK))

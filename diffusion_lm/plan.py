@@ -22,8 +22,8 @@ from diffusion_lm import build, hlo, keys, metrics, parallel, step
 from diffusion_lm import config as configs
 
 # By device kind: GB of memory, bfloat16 TFLOP/s, GB/s of memory and GB/s from all its neighbours of
-# one device, as published for Cloud TPU; from neighbours: half of what is given for both directions,
-# v4's a pod's all-reduce by its chips, TPU7x's assumed to be v5p's. Of its chip a device is one half.
+# one device, as published for Cloud TPU. The last is half of what is given for both directions;
+# v4's is a pod's all-reduce by its chips, TPU7x's assumed to be v5p's (its device is half a chip).
 CHIPS = {
     "TPU v4": (32, 275, 1228, 270),
     "TPU v5 lite": (16, 197, 819, 200),

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from diffusion_lm.main import huge_pages
+
 EPILOG = """\
 names:
   train     a train step of MD4 against a 2048^3 float32 matrix product, at 27 and 50257 tokens:
@@ -363,4 +365,5 @@ def gpu(repeats: int) -> Iterator[dict]:
 BENCHMARKS = {f.__name__: f for f in (train, head, sampling, start, gpu)}
 
 if __name__ == "__main__":
+    huge_pages()
     sys.exit(main())

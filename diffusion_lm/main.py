@@ -301,5 +301,24 @@ def _sources(flags) -> list[str]:
     return [line for line in lines if line.strip() for _ in range(times)]
 
 
+HUGE = "glibc.malloc.hugetlb=1"
+
+
+def huge_pages(state: str = "/sys/kernel/mm/transparent_hugepage/enabled") -> None:
+    """Has glibc ask for huge pages where Linux gives them to who asks: XLA on CPUs allocates anew
+    at every step, and small pages take long to fill. glibc reads this only when a process starts,
+    so this one starts itself again, once."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    try:
+        with open(state, encoding="utf-8") as file:
+            asked = "[madvise]" in file.read()
+    except OSError:
+        return
+    if asked and "glibc.malloc.hugetlb" not in tunables and sys.executable:
+        os.environ["GLIBC_TUNABLES"] = f"{tunables}:{HUGE}".removeprefix(":")
+        os.execv(sys.executable, sys.orig_argv)
+
+
 if __name__ == "__main__":
+    huge_pages()
     sys.exit(main())

@@ -1,9 +1,12 @@
 """The arrows of the design: who may import whom, and what is never imported."""
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
+
+import pytest
 
 import diffusion_lm
 
@@ -96,3 +99,31 @@ def test_default_run_imports_no_tensorflow_and_help_no_jax():
     )
     for word in ("--prompt", "[MASK:", "data.path", "--mode", "go on"):
         assert word in out.stdout
+
+
+@pytest.mark.parametrize(
+    "state, given, wanted",
+    [
+        ("always [madvise] never", "", [None, "glibc.malloc.hugetlb=1"]),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", ["glibc.malloc.hugetlb=0"]),
+        (
+            "always [madvise] never",
+            "glibc.malloc.arena_max=9",
+            ["glibc.malloc.arena_max=9", "glibc.malloc.arena_max=9:glibc.malloc.hugetlb=1"],
+        ),
+        ("[always] madvise never", "", [None]),
+        (None, "", [None]),
+    ],
+)
+def test_a_process_asks_for_huge_pages_by_starting_once_again(state, given, wanted, tmp_path):
+    if state:
+        (tmp_path / "enabled").write_text(state + "\n")
+    line = (
+        "import os, sys; from diffusion_lm import main;"
+        "print(sys.argv[1:], os.environ.get('GLIBC_TUNABLES'), flush=True);"
+        f"main.huge_pages({str(tmp_path / 'enabled')!r})"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    env |= {"GLIBC_TUNABLES": given} if given else {}
+    out = subprocess.run([sys.executable, "-c", line, "a b", "c"], env=env, capture_output=True)
+    assert out.stdout.decode().splitlines() == [f"['a b', 'c'] {value}" for value in wanted]

@@ -57,20 +57,15 @@ def test_a_finished_run_is_not_taken_for_one_of_other_options(tmp_path, monkeypa
 
 def test_the_race_trains_both_recipes_for_their_minutes(tmp_path, monkeypatch):
     """On made-up seconds and scores: steps, the best of the rates, who is ahead and by how much."""
-    scores = {
-        "rate_0.0003": 2.4,
-        "rate_0.001": 2.2,
-        "rate_0.003": 2.3,
-        "published": 2.1,
-        "ours": 1.7,
-    }
+    scores = {f"published_{rate:g}": 2.4 - 0.1 * n for n, rate in enumerate(race.RATES[:3])}
+    scores |= {"published_0.01": 2.3, "ours": 1.7}
     options = {}
 
     def train(folder, config, given, cache):
         name, _, seed = folder.name.rpartition("_")
         options[folder.name] = given
-        folder.mkdir(parents=True)
-        row = {"evaluator": "valid", "bits_per_char": scores[name] + 0.01 * (int(seed) % 1000)}
+        folder.mkdir(parents=True, exist_ok=True)
+        row = {"evaluator": "valid", "bits_per_char": scores[name] + 0.01 * int(seed)}
         row |= {"nats_per_token": 5.0, "standard_error": 0.0}
         (folder / "metrics.jsonl").write_text(json.dumps(row))
         return folder
@@ -78,12 +73,14 @@ def test_the_race_trains_both_recipes_for_their_minutes(tmp_path, monkeypatch):
     monkeypatch.setattr(race, "train", train)
     monkeypatch.setattr(race, "step_seconds", lambda cases: dict.fromkeys(cases, 0.5))
     results = race.measure(tmp_path, 3) | {"hardware": "a machine", "jax": "0"}
-    assert "train.steps=240" in options["rate_0.001_1000"]  # a fifth of ten minutes
-    assert {"train.steps=1200", "optimizer.learning_rate=0.001"} <= set(options["published_2"])
+    assert {f"published_{rate:g}_0" for rate in race.RATES} <= set(options)
+    assert {"published_0.003_2", "ours_2"} <= set(options) and "published_0.001_2" not in options
+    wanted = {"train.steps=1200", "optimizer.learning_rate=0.003", "seed=2"}
+    assert wanted <= set(options["published_0.003_2"])
     assert "train.steps=600" in options["ours_2"] and "train.start=random" not in options["ours_2"]
     block = race.render(json.loads(json.dumps(results)))
-    assert "| published | 10 | 500 | 1200 | 2.110 ± 0.006 |" in block
-    assert "Ahead by 0.400 ± 0.000" in block and "rate is 0.001, the best of 0.0003, 0.001" in block
+    assert "| published | 10 | 500 | 1200 | 2.210 ± 0.006 |" in block
+    assert "Ahead by 0.500 ± 0.000" in block and "rate is 0.003, the best of 0.0003, 0.001" in block
 
 
 @pytest.fixture

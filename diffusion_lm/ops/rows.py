@@ -77,7 +77,7 @@ def weighted(
     shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     shards = 1 if len(h_BRD) % shards else shards
     rows, length = len(h_BRD) // shards, h_BRD.shape[1]
-    enough = -(-rows * length * width // ENTRIES), -(-rows * length // h_BRD.shape[-1])
+    enough = -(-rows * length * width // ENTRIES), rows * length // h_BRD.shape[-1]
     chunks = max(1, min(CHUNKS, *enough, length))
     fn, used = _of_used(fn, params, h_BRD, *about)
     # With the head itself in parts over "tensor", the compiler places all of it.

@@ -164,10 +164,10 @@ def _judge(option: str, given: str, config: ConfigDict, data) -> Judge:
     there, record, reached = _found(option, given)
     reads = data if there.data == config.data else names.make(there, "data", workdir=given)
     other = OtherRun(given, reached, there, _model(there, reads, _others(there, reads)))
-    if not other.model.objective.exact:
+    if not other.model.objective.exact or other.model.objective.token_nll is None:
         raise ValueError(
-            f"{option}: the run in {given!r} has only a bound of its likelihood (objective "
-            f"{there.objective.name!r}); a judge must be exact: an 'ar' run, or 'source'"
+            f"{option}: the run in {given!r} (objective {there.objective.name!r}) has no exact "
+            "likelihood of single tokens, which a judge must have: an 'ar' run, or 'source'"
         )
     mesh = parallel.make_mesh(**config.mesh)
     sums = record.get(checkpoint.SUMS) or record.get("checksums", {})  # of all its arrays

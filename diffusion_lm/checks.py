@@ -60,8 +60,16 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    torture.add_argument("--config", metavar="FILE", required=True, help="of the run")
-    torture.add_argument("--workdir", metavar="DIR", required=True, help="a new or empty folder")
+    torture.add_argument(
+        "--config", metavar="FILE", type=os.path.expanduser, required=True, help="of the run"
+    )
+    torture.add_argument(
+        "--workdir",
+        metavar="DIR",
+        type=os.path.expanduser,
+        required=True,
+        help="a new or empty folder",
+    )
     until = torture.add_mutually_exclusive_group(required=True)
     until.add_argument("--faults", type=int, metavar="N", help="end after N faults")
     until.add_argument("--minutes", type=float, metavar="N", help="or after N minutes of them")

@@ -26,7 +26,9 @@ MUST_STAY = ("train.batch_size", "train.ema", "train.start", "train.skip_spikes"
 
 def load(path: str) -> ConfigDict:
     """Runs `get_config()` of a config file, or `get_config(argument)` for "file.py:argument"."""
-    path, _, argument = path.partition(":")
+    argument = ""
+    if not os.path.isfile(path):  # a folder of runs may be named by the time
+        path, _, argument = path.partition(":")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no config file {path!r}")
     if path.endswith(".json"):
@@ -66,7 +68,8 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
         field, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"--config.{field} needs a value: --config.{field}=VALUE")
-        pairs.append((field, text))
+        # a folder: after "=" a shell leaves it as it is
+        pairs.append((field, os.path.expanduser(text) if text.startswith("~/") else text))
     renamed = [(field, text) for field, text in pairs if field.endswith(".name")]
     for field, text in renamed:
         section = field.removesuffix(".name")

@@ -1,6 +1,7 @@
 """Train, evaluate, sample, plan: python -m diffusion_lm.main --config=FILE --workdir=DIR."""
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
@@ -31,8 +32,8 @@ examples:
   what a train step would need on a TPU slice, without one (extra: tpu):
     python -m diffusion_lm.main --config=configs/md4_owt.py --mode=plan --topology=v5e:8x8
 exit codes: 0 done; 2 bad input (one line says what); 3 the run could not go on (one line says why),
-what was saved before stays; 130 or 143 stopped by a signal, state saved (130 also at the second
-signal, which saves nothing).
+what was saved before stays; 4 no step in train.patience seconds, the same line goes on; 130 or 143
+stopped by a signal, state saved (130 also at the second signal, which saves nothing).
 """
 
 # Read when numpy is first imported. It has no large products here, and in small ones, those of the
@@ -54,10 +55,13 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--config",
         metavar="FILE",
+        type=os.path.expanduser,
         help="a config file, or FILE:ARGUMENT; eval and "
         "sample take the run's own if it is left out",
     )
-    out.add_argument("--workdir", metavar="DIR", help="the folder of the run")
+    out.add_argument(
+        "--workdir", metavar="DIR", type=os.path.expanduser, help="the folder of the run"
+    )
     out.add_argument("--mode", choices=("train", "eval", "sample", "plan"), default="train")
     out.add_argument("--config.SECTION.FIELD", metavar="VALUE", dest="_", help="override a field")
     group = out.add_argument_group("for --mode=plan")
@@ -82,7 +86,10 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--guidance", type=float, help="strength of the label; 1 is the model's own")
     group.add_argument("--json", action="store_true", help="print one JSON object a line")
     group.add_argument(
-        "--html", metavar="FILE", help="also write a page that plays the steps; a new file"
+        "--html",
+        metavar="FILE",
+        type=os.path.expanduser,
+        help="also write a page that plays the steps; a new file",
     )
     return out
 
@@ -301,22 +308,27 @@ def _sources(flags) -> list[str]:
     return [line for line in lines if line.strip() for _ in range(times)]
 
 
-HUGE = "glibc.malloc.hugetlb=1"
+STARTED = "DIFFUSION_LM_STARTED_AGAIN"
 
 
 def huge_pages(state: str = "/sys/kernel/mm/transparent_hugepage/enabled") -> None:
     """Has glibc ask for huge pages where Linux gives them to who asks: XLA on CPUs allocates anew
     at every step, and small pages take long to fill. glibc reads this only when a process starts,
-    so this one starts itself again, once."""
+    so `python -m ...` starts itself again, once; nothing else does, such as a debugger or Jupyter.
+    """
+    module, line = sys.modules["__main__"].__spec__, sys.orig_argv[1:]
+    mine = ["-m", module.name if module else "", *sys.argv[1:]]
+    flags = line[: len(line) - len(mine)]
+    if [*flags, *mine] != line or not all(flag.startswith("-") for flag in flags):
+        return
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    try:
+    with contextlib.suppress(OSError):
         with open(state, encoding="utf-8") as file:
             asked = "[madvise]" in file.read()
-    except OSError:
-        return
-    if asked and "glibc.malloc.hugetlb" not in tunables and sys.executable:
-        os.environ["GLIBC_TUNABLES"] = f"{tunables}:{HUGE}".removeprefix(":")
-        os.execv(sys.executable, sys.orig_argv)
+        if asked and STARTED not in os.environ and "glibc.malloc.hugetlb" not in tunables:
+            again = {"GLIBC_TUNABLES": f"{tunables}:glibc.malloc.hugetlb=1".removeprefix(":")}
+            again[STARTED] = "1"  # GLIBC_TUNABLES is taken away from processes with privileges
+            os.execve(sys.executable, sys.orig_argv, os.environ | again)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 
@@ -184,11 +185,10 @@ class Log:
 
     def __init__(self, workdir: str, name: str, *, tensorboard: bool = False):
         self.path = os.path.join(workdir, name)
-        self._events = None
+        self._folder = None
         if tensorboard and jax.process_index() == 0:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(os.path.join(workdir, "tensorboard"))
+            self._folder = os.path.join(workdir, "tensorboard")
+        self._events, self._again = None, None  # opened late: it must know what is written again
 
     def rewind(self, step: int, *, again: bool) -> None:
         """Drops what a run resumed at `step` writes again: later rows and, if it evaluates `again`
@@ -196,6 +196,7 @@ class Log:
 
         The file as it was stays beside it as `<name>.<n>.bak`, so nothing is lost.
         """
+        self._again = step + 1
         if jax.process_index() or not os.path.exists(self.path):
             return
         with open(self.path, encoding="utf-8") as file:
@@ -208,7 +209,7 @@ class Log:
             n += 1
         with open(f"{self.path}.new", "w", encoding="utf-8") as file:
             file.writelines(kept)
-        os.link(self.path, f"{self.path}.{n}.bak")  # the log is never away
+        shutil.copyfile(self.path, f"{self.path}.{n}.bak")  # not a link, which buckets lack
         os.replace(f"{self.path}.new", self.path)
 
     def write(self, row: dict) -> None:
@@ -218,10 +219,14 @@ class Log:
         row = jsonable(row)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self._events is not None:
+        if self._folder is not None:
+            if self._events is None:
+                from tensorboardX import SummaryWriter
+
+                self._events = SummaryWriter(self._folder, purge_step=self._again)
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name != "step":
-                    group = row["split"] if "split" in row else row["evaluator"]
+                    group = row["evaluator"] if "evaluator" in row else row["split"]
                     self._events.add_scalar(f"{group}/{name}", value, row["step"])
             self._events.flush()
 

@@ -11,6 +11,7 @@ import argparse
 import functools
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -111,8 +112,21 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     names = ", ".join(corpora.DATASETS)
-    out.add_argument("--of", metavar="TEST", required=True, help="the text that is scored")
-    out.add_argument("--in", dest="train", metavar="TRAIN", required=True, help="the other text")
+    out.add_argument(
+        "--of",
+        metavar="TEST",
+        type=os.path.expanduser,
+        required=True,
+        help="the text that is scored",
+    )
+    out.add_argument(
+        "--in",
+        dest="train",
+        metavar="TRAIN",
+        type=os.path.expanduser,
+        required=True,
+        help="the other text",
+    )
     out.add_argument("--of_dataset", metavar="NAME", default="text", help=names)
     out.add_argument("--in_dataset", metavar="NAME", default="text", help="likewise")
     out.add_argument("--n", type=int, default=13, help="words of an n-gram; 13 if left out")

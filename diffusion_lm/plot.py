@@ -1,6 +1,7 @@
 """Figures of runs as PNG: python -m diffusion_lm.plot KIND RUN [RUN ...] --to=FILE.png"""
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     for name in KINDS:
         kind = kinds.add_parser(name, allow_abbrev=False)
         kind.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
-        kind.add_argument("--to", metavar="FILE.png", required=True)
+        kind.add_argument("--to", metavar="FILE.png", type=os.path.expanduser, required=True)
         kind.add_argument("--anyway", action="store_true", help="draw rows whose protocols differ")
         if name == "curves":
             kind.add_argument("--field", metavar="NAME", help=f"left out: {' or '.join(FIELDS)}")

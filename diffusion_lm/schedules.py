@@ -79,7 +79,7 @@ def geometric(*, minimum: float = 1e-5, maximum: float = 20.0, eps: float = 1e-4
 
     def alpha(t):
         rest = maximum * -jnp.expm1(-rate * (1 - t))  # sigma(1) - sigma(t)
-        return last * jnp.expm1(rest) / (first - last)
+        return jnp.exp(-minimum - growth(t)) * -jnp.expm1(-rest) / (first - last)
 
     def dalpha(t):
         sigma = minimum + growth(t)

@@ -198,12 +198,14 @@ def _loop(
                 row = meter.row(number, parts.optimizer.learning_rate(number - 1))
                 log.write(row)
                 text = f"{meter.headline(row)}, {_speed(row)}"
-                bar.set_postfix_str(text)
+                with _heard():
+                    bar.set_postfix_str(text)
                 if not watched:
                     tokens = (options.steps - number) * setup.tokens_per_step
                     minutes = tokens / row["tokens_per_second"] / 60
                     say(f"step {number}/{options.steps}: {text}, {minutes:.1f} min of steps left")
-            bar.update()
+            with _heard():
+                bar.update()
             with meter.paused():
                 if saving:
                     saves.save(number, state, record)
@@ -338,12 +340,14 @@ class Stop:
 
     def _note(self, number, frame) -> None:
         if self.signal:
-            os.write(2, b"\ndiffusion_lm: ended at once; nothing since the newest checkpoint\n")
+            with contextlib.suppress(OSError):
+                os.write(2, b"\ndiffusion_lm: ended at once; nothing since the newest checkpoint\n")
             os._exit(130)
         self.signal = number
         name = signal.Signals(number).name
         # not print, which may be what the signal has interrupted
-        os.write(2, f"\n{name}: saving at the next step; once more ends at once\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{name}: saving at the next step; once more ends at once\n".encode())
         if self._inside:
             raise _Interrupted
 
@@ -355,8 +359,24 @@ class Stop:
 def say(text: str) -> None:
     """One process speaks; a progress bar stays on its own line."""
     if jax.process_index() == 0:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with _heard():
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """Nobody listening any more (Ctrl-C ends `| tee`, too) ends no run: what has lost its reader
+    goes nowhere from then on."""
+    try:
+        yield
+    except OSError:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.write("\n")
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _speed(row: dict) -> str:

@@ -23,7 +23,7 @@ FOLDER = ".alive"  # in the workdir: one report a process
 class Watchdog:
     """While it is entered, a thread reports every few seconds which step this process is at. After
     `patience` seconds without a new one it prints the reports of all processes and the stack of
-    this one, and ends this process with exit code 3. 0 seconds: never.
+    this one, and ends this process with exit code 4. 0 seconds: never.
 
     Compiling counts; evaluations, of unknown length, do not (`paused`).
     """
@@ -68,7 +68,7 @@ class Watchdog:
                 )
                 faulthandler.dump_traceback()
                 sys.stdout.flush()
-                os._exit(3)
+                os._exit(4)
 
     def _report(self) -> None:
         rank = jax.process_index()

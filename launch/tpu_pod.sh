@@ -127,8 +127,10 @@ progress() { # of the run on the first host: none, running or its exit code; "" 
 if kill -0 "$(cat run.pid 2>/dev/null)" 2>/dev/null; then echo running; else echo none; fi' | tail -n 1 || true
 }
 
-failures=0
-failed() { # WORDS: gives up after five in a row
+failures=0 last=0
+failed() { # WORDS: gives up after five with less than two hours between any two
+  if ((SECONDS - last > 7200)); then failures=0; fi
+  last=$SECONDS
   failures=$((failures + 1))
   echo "$(date '+%F %T') $1" >&2
   if [[ $failures -ge 5 ]]; then

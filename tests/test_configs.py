@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from test_runs import ROOT, rows
 
-from diffusion_lm import build, config, names, train
+from diffusion_lm import build, config, main, names, train
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -108,3 +108,18 @@ def test_config_arguments(capsys):
     assert medium.network.layers == 24
     with pytest.raises(ValueError, match="small, medium"):
         config.load(f"{ROOT / 'configs/md4_owt.py'}:huge")
+
+
+def test_folders_with_a_colon_or_a_tilde(tmp_path, monkeypatch):
+    """Named by the time; and as a shell leaves what stands after "="."""
+    folder = tmp_path / "10:30"
+    folder.mkdir()
+    loaded = config.load(str(ROOT / "configs/sedd_sotu.py:uniform"))
+    (folder / "config.json").write_text(config.to_json(loaded))
+    again = config.load(str(folder / "config.json"))
+    assert again == loaded
+    monkeypatch.setenv("HOME", "/home/me")
+    assert config.resolve(again, ["data.path=~/texts"]).data.path == "/home/me/texts"
+    line = ["--workdir=~/runs/x", "--config=~/mine.py"]
+    assert main._parse(line).workdir == "/home/me/runs/x"
+    assert main._parse(line).config == "/home/me/mine.py"

@@ -15,6 +15,7 @@ import toy
 from diffusion_lm import config, keys, main, optim, parallel, step
 from diffusion_lm.objectives import ar, edlm, genmd4, md4, sedd
 from diffusion_lm.samplers import ancestral, importance
+from diffusion_lm.schedules import time_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 UNUSED = {"network": {"unused": jnp.zeros(1)}}
@@ -231,6 +232,41 @@ def test_the_bound_holds_where_weights_are_spread_widely():
         mean[number] = {n: float(v.mean()) for n, v in run(jax.random.key(0)).items()}
     assert mean[2]["plug_in_log_z_below"] < mean[2]["plug_in_log_z_above"] < -10
     assert mean[2]["nll"] > mean[16]["nll"] > 1
+
+
+@pytest.mark.parametrize("number", [2, 8])
+def test_the_bound_is_that_of_a_sampler_that_tells_networks_the_time(number):
+    """A denoiser that knows the time alone, and energies of 0. The L times at which the sampler
+    reveals tokens are together uniform in P(masked), so the law of each token is an integral."""
+    logits = jnp.array([2.0, 0.0, -1.0])
+
+    def timed_network(**_):
+        def trunk(params, tokens, t=None, keys=None, label=None):
+            return jnp.broadcast_to(4 * t[:, None, None] ** 2 * logits, (*tokens.shape, toy.V))
+
+        return toy.exact_network(inputs=4, outputs=3)._replace(trunk=trunk)
+
+    proposal = toy.objective(md4, timed_network, time_input=True)
+    objective = edlm.make(
+        network=energy_table_network,
+        vocab_size=3,
+        proposal=proposal,
+        candidates=number,
+        time_input=True,
+    )
+    params = {"proposal": UNUSED, "network": {"table": jnp.zeros((64, 27))}, "pool": POOL}
+    schedule = proposal.process(UNUSED).schedule
+    t = time_of(schedule, (jnp.arange(4096) + 0.5) / 4096)
+    log_p = jax.nn.log_softmax(4 * t[:, None] ** 2 * logits)  # [4096, V]
+    x = jnp.tile(jnp.array([0, 1, 2]), (2**15, 1))
+    got = objective.figures(params, keys.number({"x": x}), jax.random.key(0))["nll"]
+    want, error = -log_p.mean(0).sum(), got.std() / len(x) ** 0.5
+    assert abs(got.mean() - want) < 4 * error < 0.3
+    sampler = importance.make(objective=objective, candidates=number, order="first_hitting")
+    blank, free = jnp.full((2**13, toy.L), toy.MASK), jnp.ones((2**13, toy.L), bool)
+    drawn = sampler.sample(params, keys.samples(0, jnp.arange(2**13)), blank, free).tokens
+    law = np.bincount(np.asarray(drawn).reshape(-1), minlength=toy.V) / drawn.size
+    np.testing.assert_allclose(law, jnp.exp(log_p).mean(0), atol=4 * 0.5 / drawn.size**0.5)
 
 
 def test_coar_is_the_autoregressive_model():
@@ -460,7 +496,7 @@ def test_mistakes_are_named():
         edlm.make(**made, proposal=sedd_model, time_input=True)
     with pytest.raises(ValueError, match="it is served by: importance"):
         ancestral.make(objective=exact("ar"))
-    bad = {"candidates": 0, "window": 1.5, "temperature": 0.0, "order": "random", "at_once": -1}
+    bad = {"candidates": 0, "window": 1.5, "energy_temperature": 0.0, "order": "x", "at_once": -1}
     for name, value in bad.items():
         with pytest.raises(ValueError, match=f"sampler.{name}.*{value}"):
             importance.make(objective=exact("ar"), **{name: value})
@@ -508,7 +544,10 @@ def test_chain_from_the_command_line(tmp_path, text_file, capsys):
     assert main.main(sampling) == 2
     assert "config.objective.proposal: no run in" in capsys.readouterr().err
     moved = f"--config.objective.proposal={tmp_path / 'moved'}"
-    assert main.main([*sampling, moved, "--num_samples=2", "--temperature=0.5"]) == 0
+    assert main.main([*sampling, moved, "--temperature=0.5"]) == 2
+    assert "the importance sampler has no --temperature" in capsys.readouterr().err
+    moved = [moved, "--config.sampler.energy_temperature=0.5"]
+    assert main.main([*sampling, *moved, "--num_samples=2"]) == 0
     out = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(out) == 2 and all(1 <= n <= 4 for o in out for n in o["effective_sample_size"])
     places["proposal"] = str(tmp_path / "moved")

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from diffusion_lm.objectives import ar, md4
 
 WRONG = np.asarray(jax.nn.log_softmax(np.random.default_rng(2).normal(size=toy.DENOISER.shape)))
 PARAMS = {"network": {}}
+ORDERED = functools.partial(ordered.make, data=SimpleNamespace(of_sources={}))
 LIKELY = functools.partial(likelihood.make, objective=toy.objective(md4, toy.exact_network))
 T_OF = [float(schedules.time_of(schedules.cosine(), jnp.float32(n / toy.L))) for n in range(4)]
 
@@ -143,7 +145,7 @@ def row_of(evaluator, objective, copies=1):
 @pytest.mark.parametrize("number", [0, 13])
 def test_row_of_an_order(number):
     objective = toy.objective(md4, network)
-    evaluator = ordered.make(objective=objective, order="margin", batch_size=8, max_windows=number)
+    evaluator = ORDERED(objective=objective, order="margin", batch_size=8, max_windows=number)
     row, line = row_of(evaluator, objective)
     x = toy.X[: number or 27]
     nats = sum(by_hand(sequence, "margin", False, 0) for sequence in x)
@@ -229,17 +231,17 @@ BAD_OPTIONS = [
     (LIKELY, {"batch_size": 3}, "even"),
     (LIKELY, {"target_error": -1.0}, "0 .none. or more"),
     (LIKELY, {"target_error": math.nan}, "0 .none. or more"),
-    (ordered.make, {"order": "random"}, "choices: left_to_right, confidence"),
+    (ORDERED, {"order": "random"}, "choices: left_to_right, confidence"),
 ]
 BAD_OPTIONS += [
     (make, {name: -1}, name)
-    for make, name in itertools.product((LIKELY, ordered.make), ("batch_size", "max_windows"))
+    for make, name in itertools.product((LIKELY, ORDERED), ("batch_size", "max_windows"))
 ]
 
 
 @pytest.mark.parametrize("make,options,message", BAD_OPTIONS)
 def test_options_that_do_not_fit_are_refused(make, options, message):
-    if make is ordered.make:
+    if make is ORDERED:
         options = {"objective": toy.objective(md4, network), **options}
     with pytest.raises(ValueError, match=message):
         make(**options)
@@ -247,4 +249,7 @@ def test_options_that_do_not_fit_are_refused(make, options, message):
 
 def test_orders_are_for_masked_diffusion():
     with pytest.raises(ValueError, match="not this autoregressive model"):
-        ordered.make(objective=toy.objective(ar, toy.exact_network))
+        ORDERED(objective=toy.objective(ar, toy.exact_network))
+    with pytest.raises(ValueError, match="not for pairs"):
+        pairs = SimpleNamespace(of_sources={"source_length": 9})
+        ordered.make(data=pairs, objective=toy.objective(md4, network))

@@ -502,6 +502,32 @@ def test_a_signal_ends_an_evaluation_which_is_made_up_for(tmp_path, text_file):
     assert [row["step"] for row in rows(workdir) if row["split"] == "valid"] == [4]
 
 
+def test_a_run_goes_on_when_nobody_listens_any_more(tmp_path):
+    """As after Ctrl-C in `... 2>&1 | tee log`, which ends tee: what is said is lost, no more."""
+    code = (
+        "import os, signal; from diffusion_lm import train\n"
+        "train.say('heard')\n"
+        "input()\n"
+        "with train.Stop() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    for _ in range(3): train.say('lost')\n"
+        "    open('saved', 'w').close()\n"
+        "    raise SystemExit(128 + stop.signal)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=tmp_path,
+    ) as process:
+        assert process.stdout.readline() == b"heard\n"
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.wait(60) == 130 and (tmp_path / "saved").exists()
+
+
 def test_a_second_signal_waits_for_nothing():
     """Not for a thread that never ends, as one of a broken save."""
     code = (

@@ -365,7 +365,7 @@ def test_plot_refuses_in_one_line(runs, capsys):
 @pytest.mark.parametrize(
     "flags,words",
     [
-        (["judge=JUDGE md4"], "has only a bound of its likelihood (objective 'md4')"),
+        (["judge=JUDGE md4"], "(objective 'md4') has no exact likelihood of single tokens"),
         (["judge=nowhere"], "config.evaluators.quality.judge: no run in 'nowhere'"),
         (["judge=source"], "wants data with known probabilities"),
         ([], "config.evaluators.quality.judge is required"),

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import diffusion_lm
+from diffusion_lm import main
 
 PACKAGE = pathlib.Path(diffusion_lm.__file__).parent
 ROOT = PACKAGE.parent
@@ -118,12 +119,21 @@ def test_default_run_imports_no_tensorflow_and_help_no_jax():
 def test_a_process_asks_for_huge_pages_by_starting_once_again(state, given, wanted, tmp_path):
     if state:
         (tmp_path / "enabled").write_text(state + "\n")
-    line = (
-        "import os, sys; from diffusion_lm import main;"
-        "print(sys.argv[1:], os.environ.get('GLIBC_TUNABLES'), flush=True);"
-        f"main.huge_pages({str(tmp_path / 'enabled')!r})"
+    (tmp_path / "again.py").write_text(
+        "import os, sys; from diffusion_lm import main\n"
+        "print(sys.argv[1:], os.environ.get('GLIBC_TUNABLES'), flush=True)\n"
+        f"main.huge_pages({str(tmp_path / 'enabled')!r})\n"
     )
-    env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    env = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", main.STARTED)}
     env |= {"GLIBC_TUNABLES": given} if given else {}
-    out = subprocess.run([sys.executable, "-c", line, "a b", "c"], env=env, capture_output=True)
-    assert out.stdout.decode().splitlines() == [f"['a b', 'c'] {value}" for value in wanted]
+
+    def said(*line, **more):
+        line = [sys.executable, *line, "a b", "c"]
+        out = subprocess.run(line, env=env | more, capture_output=True, text=True, cwd=tmp_path)
+        return out.stdout.splitlines()
+
+    every = [f"['a b', 'c'] {value}" for value in wanted]
+    assert said("-m", "again") == said("-u", "-m", "again") == every
+    # a host that runs the module is left alone, and so are processes that lost the tunables
+    assert said("again.py") == said("-m", "trace", "-c", "again.py")[:1] == every[:1]
+    assert said("-m", "again", **{main.STARTED: "1"}) == every[:1]

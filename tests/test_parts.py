@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,15 @@ def test_log_rewinds_without_losing(tmp_path):
     assert not (tmp_path / "log.jsonl.2.bak").exists()
 
 
+def test_a_log_rewinds_where_there_are_no_links(tmp_path, monkeypatch):
+    def none(*paths):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "link", none)  # as on a mounted bucket
+    monkeypatch.setattr(os, "symlink", none)
+    test_log_rewinds_without_losing(tmp_path)
+
+
 def test_a_run_that_is_extended_keeps_its_last_evaluation(tmp_path):
     log = metrics.Log(str(tmp_path), "log.jsonl")
     rows = [{"step": 2, "split": "train"}, {"step": 2, "split": "train", "evaluator": "own"}]
@@ -168,5 +178,12 @@ def test_tensorboard_is_optional(tmp_path):
             step.settings(steps=1, batch_size=8, tensorboard=True)
         return
     log = metrics.Log(str(tmp_path), "log.jsonl", tensorboard=True)
-    log.write({"step": 1, "split": "train", "value": 2.0})
-    assert list((tmp_path / "tensorboard").iterdir())
+    log.rewind(5, again=True)
+    log.write({"step": 6, "split": "train", "value": 2.0})
+    for evaluator in ("valid", "quality"):
+        log.write({"step": 6, "split": "valid", "evaluator": evaluator, "value": 3.0})
+    log._events.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    written = file.read_bytes()
+    for tag in (b"train/value", b"valid/value", b"quality/value"):
+        assert written.count(tag) == 1

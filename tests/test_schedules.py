@@ -103,3 +103,8 @@ def test_bad_options_are_named():
             make(**options)
     with pytest.raises(ValueError, match="uniform, cosine"):
         schedules.grid("cosin", 4)
+
+
+def test_a_steep_schedule_has_no_nan():
+    steep, t = schedules.geometric(maximum=200.0), jnp.linspace(0, 1, 101)
+    np.testing.assert_allclose(steep.alpha(t) + steep.mask_prob(t), 1, atol=1e-6)

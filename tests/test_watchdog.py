@@ -30,7 +30,7 @@ def test_only_standing_still_ends_a_process(tmp_path):
     """Not steps shorter than its patience, nor an evaluation that is longer; a stack is shown."""
     argv = [sys.executable, "-c", ALONE, str(tmp_path)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 3 and done.stdout == "going to hang\n"
+    assert done.returncode == 4 and done.stdout == "going to hang\n"
     assert "no step in 2 s, it seems for process 0: process 0 (pid " in done.stderr
     assert (
         "is at step 4, last heard of" in done.stderr and 'File "<string>", line 10' in done.stderr
@@ -94,6 +94,6 @@ def test_a_stopped_process_ends_its_job(tmp_path, text_file):
         killer.cancel()
         process.kill()
         err = process.communicate()[1]
-    assert process.returncode == 3 and took < 40, took
+    assert process.returncode == 4 and took < 40, took
     assert "no step in 20 s, it seems for process 1: process 0 (pid " in err
     assert f"process 1 (pid {second} on " in err

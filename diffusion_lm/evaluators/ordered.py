@@ -18,7 +18,7 @@ from diffusion_lm import evaluators
 from diffusion_lm.ops.certainty import KINDS, certainty
 from diffusion_lm.ops.rows import at_rows
 from diffusion_lm.schedules import time_of
-from diffusion_lm.types import Array, Objective
+from diffusion_lm.types import Array, Data, Objective
 
 ORDERS = ("left_to_right", *KINDS)
 ROWS = 512  # whose log-probabilities are held at once
@@ -26,6 +26,7 @@ ROWS = 512  # whose log-probabilities are held at once
 
 def make(
     *,
+    data: Data,
     objective: Objective,
     split: str = "valid",
     order: str = "confidence",
@@ -41,6 +42,8 @@ def make(
     evaluators.check(batch_size=batch_size, max_windows=max_windows)
     if order not in ORDERS:
         raise ValueError(f"unknown evaluators.order {order!r}; choices: {', '.join(ORDERS)}")
+    if data.of_sources:
+        raise ValueError("the ordered evaluator is not for pairs")
     if "masked" not in objective.families:
         kind = objective.families[0].replace("_", "-")
         raise ValueError(

@@ -1,6 +1,7 @@
 """Published weights in and out: python -m diffusion_lm.interop import|export."""
 
 import argparse
+import os
 import sys
 
 EPILOG = """\
@@ -41,12 +42,19 @@ def parser() -> argparse.ArgumentParser:
         "--from",
         dest="source",
         metavar="DIR_OR_FILE",
+        type=os.path.expanduser,
         required=True,
         help="a folder with model.safetensors (or its index) and config.json, a file of these, a "
         ".gguf file, or smollm2",
     )
     into.add_argument("--kind", required=True, help="sedd, mdlm, mdlm_ar, gpt2 or llama")
-    into.add_argument("--workdir", metavar="DIR", required=True, help="of the run that is made")
+    into.add_argument(
+        "--workdir",
+        metavar="DIR",
+        type=os.path.expanduser,
+        required=True,
+        help="of the run that is made",
+    )
     into.add_argument(
         "--ema",
         metavar="NAME",
@@ -57,8 +65,12 @@ def parser() -> argparse.ArgumentParser:
         "--config.SECTION.FIELD", metavar="VALUE", dest="_", help="override a field of the run's"
     )
     back = ways.add_parser("export", help="workdir -> safetensors", allow_abbrev=False)
-    back.add_argument("--workdir", metavar="DIR", required=True, help="of a run")
-    back.add_argument("--to", metavar="DIR", required=True, help="a new folder")
+    back.add_argument(
+        "--workdir", metavar="DIR", type=os.path.expanduser, required=True, help="of a run"
+    )
+    back.add_argument(
+        "--to", metavar="DIR", type=os.path.expanduser, required=True, help="a new folder"
+    )
     return out
 
 

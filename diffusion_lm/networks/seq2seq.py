@@ -210,8 +210,9 @@ def make(
         if causal:
             return None
         shown_BS1 = shown_BS[..., None]
+        h = h.astype(jnp.float32)
         mean_BD = (h * shown_BS1).sum(1) / jnp.maximum(shown_BS1.sum(1), 1)
-        logits_BC = mean_BD.astype(jnp.float32) @ params["length"]["kernel"]
+        logits_BC = mean_BD @ params["length"]["kernel"]
         difference_BL = jnp.arange(length) - shown_BS.sum(1)[:, None] + LENGTHS // 2
         at_BL = jnp.clip(difference_BL, 0, LENGTHS - 1)
         logits_BL = jnp.take_along_axis(logits_BC, at_BL, axis=1)

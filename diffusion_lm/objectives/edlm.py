@@ -22,8 +22,9 @@ uniform n-subset, l uniform in S, and z showing all but S,
 
   - log p(x) <= L E[ - log q(x^l | z) ]
 
-for every q that sums to one over x^l. Here q is the sampler's: of K candidates X_i ~ mu it takes
-one with weights w_i = e^{-E(X_i, z)}, so
+for every q that sums to one over x^l, also where networks are told a time that does not depend on
+x: here that at which first-hitting sampling shows one of n masks. Here q is the sampler's: of K
+candidates X_i ~ mu it takes one with weights w_i = e^{-E(X_i, z)}, so
 
   q(x^l | z) = mu^l(x^l) E[ sum_i w'_i / (w'_i + sum_{j != i} w_j) ],  w'_i of X_i with x^l put in.
 
@@ -140,7 +141,7 @@ def make(
             return nats_BL.sum(1) + log_mu_B
         both = jnp.concatenate([z_BL, x_BL], axis=1)
         h_BLD = net.trunk(params["network"], both, t_B if time_input else None, keys_drop)
-        h_BD = jax.nn.silu(h_BLD.mean(1).astype(jnp.float32) @ params["pool"]["hidden"])
+        h_BD = jax.nn.silu(h_BLD.astype(jnp.float32).mean(1) @ params["pool"]["hidden"])
         return h_BD @ params["pool"]["out"]
 
     def masked(params, z_BL):
@@ -203,12 +204,14 @@ def make(
         x_BL, label_B, length = batch["x"], batch.get("label"), batch["x"].shape[1]
         process = proposal.process(params["proposal"])
         key_n, key_rows = jax.random.split(key)
-        keys_mask, keys_x = keys.split(keys.rows(key_rows, batch["row"]), 2)
+        keys_mask, keys_x, keys_t = keys.split(keys.rows(key_rows, batch["row"]), 3)
         n_B, weight_B = uniform_counts(stratified_times(key_n, batch["slot"]), length)
         rank_BL = ranks(keys_mask, length)
         asked_BL = rank_BL == 0  # l: uniform in S, since ranks are
         z_BL = jnp.where(rank_BL < n_B[:, None], process.mask, x_BL)
-        t_B = time_of(process.schedule, n_B / length)
+        # the sampler's time where n are hidden: P(masked) is the n-th smallest of L uniform draws
+        u_BL = jnp.sort(jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_t), axis=1)
+        t_B = time_of(process.schedule, jnp.take_along_axis(u_BL, n_B[:, None] - 1, axis=1)[:, 0])
         draw_BKL, log_mu_BKL, log_mu_BL = draw(params, z_BL, x_BL, t_B, keys_x, candidates, label_B)
         put_in_BKL = jnp.where(asked_BL[:, None], x_BL[:, None], draw_BKL)
         log_mu_put_in_BKL = jnp.where(asked_BL[:, None], log_mu_BL[:, None], log_mu_BKL)

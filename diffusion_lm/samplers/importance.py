@@ -1,9 +1,9 @@
 """Parallel importance sampling for energies over a masked denoiser (EDLM, arXiv 2410.21357).
 
 A step at time t draws k whole candidates X from mu(. | z) at once, takes one of them with weights
-softmax(-E(X, z) / temperature), and shows of it what the forward process keeps until s. So tokens
-that are shown together agree. As k grows, the candidate's law tends to p(x | z) ~ mu e^-E, at the
-rate 1/k. Outside the window, at t < 1 - window, one candidate is taken as it is.
+softmax(-E(X, z) / energy_temperature), and shows of it what the forward process keeps until s. So
+tokens that are shown together agree. As k grows, the candidate's law tends to p(x | z) ~ mu e^-E,
+at the rate 1/k. Outside the window, at t < 1 - window, one candidate is taken as it is.
 
 Which positions a step shows does not depend on any network, and is drawn beforehand:
   ancestral      as in ancestral.py, T steps on a grid of times
@@ -34,12 +34,12 @@ def make(
     num_steps: int = 64,
     candidates: int = 4,
     window: float = 1.0,
-    temperature: float = 1.0,
+    energy_temperature: float = 1.0,
     order: str = "ancestral",
     grid: str = "cosine",
     at_once: int = 0,
 ) -> Sampler:
-    """Samples with `candidates` a step for t in [1 - window, 1]; `temperature` is the energy's.
+    """Samples with `candidates` a step for t in [1 - window, 1].
 
     `num_steps` and `grid` are for the ancestral order. `at_once` candidates are scored together (0:
     all), to bound memory; the samples are the same. A step counts the proposal's network calls and
@@ -52,8 +52,8 @@ def make(
             raise ValueError(f"sampler.{name} must be at least {least}, got {given}")
     if not 0 <= window <= 1:
         raise ValueError(f"sampler.window must lie in [0, 1], got {window}")
-    if not temperature > 0:
-        raise ValueError(f"sampler.temperature must be positive, got {temperature}")
+    if not energy_temperature > 0:
+        raise ValueError(f"sampler.energy_temperature must be positive, got {energy_temperature}")
     if order not in ORDERS:
         raise ValueError(f"unknown sampler.order {order!r}; choices: {', '.join(ORDERS)}")
     time = time_grid(grid, num_steps)
@@ -96,7 +96,7 @@ def make(
             def log_weight(args):
                 x_BL, log_mu_B = args
                 x_BL = jnp.where(where_BL, x_BL, z_BL)
-                return -denoiser.energy(z_BL, x_BL, t_B, log_mu_B) / temperature
+                return -denoiser.energy(z_BL, x_BL, t_B, log_mu_B) / energy_temperature
 
             each = jnp.moveaxis(draw_BLK, -1, 0), log_mu_BLK.sum(1).T
             log_w_BK = jax.lax.map(log_weight, each, batch_size=at_once or number).T

@@ -51,6 +51,7 @@ def get_config(preset="paper"):
                 "warmup": 10000,
                 "b2": 0.98,
                 "weight_decay": 0.01,
+                "clip": 1.0,
             },
             "sampler": {
                 "name": "gaussian",

@@ -44,6 +44,7 @@ def get_config():
                 "warmup": 10000,
                 "b2": 0.98,
                 "weight_decay": 0.01,
+                "clip": 1.0,
             },
             "sampler": {"name": "gaussian", "num_steps": 20, "early_stop": 5},
             "decoding": {"length_beam": 7, "noise_beam": 3, "choice": "mbr"},

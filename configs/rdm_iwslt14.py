@@ -39,7 +39,7 @@ def get_config():
                 "name": "adamw",
                 "learning_rate": 5e-4,
                 "decay": "inverse_sqrt",
-                "warmup": 10000,
+                "warmup": 30000,
                 "b2": 0.98,
                 "weight_decay": 0.01,
             },

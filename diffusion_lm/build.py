@@ -162,7 +162,14 @@ def _judge(option: str, given: str, config: ConfigDict, data) -> Judge:
     if given == "source":
         return judges.source(option, data)
     there, record, reached = _found(option, given)
-    reads = data if there.data == config.data else names.make(there, "data", workdir=given)
+    # tokenizer "file" is a file of the run's own folder
+    same = there.data == config.data and there.data.get("tokenizer") != "file"
+    reads = data if same else names.make(there, "data", workdir=given)
+    if reads.windows("train").fingerprint != record["data"]:
+        raise ValueError(
+            f"{option}: the training text or the tokenizer of the run in {given!r} is not what it "
+            "was when that run began, so its tokens may mean something else"
+        )
     other = OtherRun(given, reached, there, _model(there, reads, _others(there, reads)))
     if not other.model.objective.exact or other.model.objective.token_nll is None:
         raise ValueError(

@@ -17,7 +17,6 @@ FREE = (
     "after-all",
     "partition-id",
 )
-FREE += ("copy-done", "slice-done", "all-reduce-done", "all-gather-done", "async-done", "send-done")
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -29,6 +28,7 @@ class _Instruction(NamedTuple):
     size: float  # bytes of its result in main memory
     slice: float  # bytes of the second array of its result, wherever it lies
     whole: float  # bytes of its result, wherever it lies
+    tuple: bool  # whether its result is one
     operands: list[str]
     rest: str  # operands and attributes as text
     root: bool
@@ -139,6 +139,7 @@ def _instruction(line: str) -> _Instruction:
         _size(shape),
         _bytes(*(_ARRAY.findall(shape) * 2)[1][:2]) if "[" in shape else 0,
         sum(_bytes(kind, dims) for kind, dims, _ in _ARRAY.findall(shape)),
+        shape.startswith("("),
         _NAME.findall(inside),
         rest,
         left.startswith("ROOT "),
@@ -171,7 +172,7 @@ def _of(name: str, computations: dict) -> float:
     sizes = {i.name: i.size for i in mine}
     for i in mine:
         called = dict(re.findall(r"(condition|body|calls|to_apply)=%?([\w.\-]+)", i.rest))
-        if i.opcode in FREE:
+        if i.opcode in FREE or i.opcode.endswith(("-done", "-update")):
             continue
         if i.opcode == "while":
             times = _trips(i.rest, computations[called["condition"]])
@@ -180,12 +181,16 @@ def _of(name: str, computations: dict) -> float:
             total += max(_of(n, computations) for n in _branches(i.rest))
         elif i.opcode == "call":
             total += _of(called["to_apply"], computations)
+        elif i.opcode == "async-start":
+            total += _of(called["calls"], computations)
         elif i.opcode == "fusion":
             total += _of_fusion(i, computations[called["calls"]], sizes)
         elif i.opcode == "copy-start":  # of its result, the source is a part
             total += i.size
         elif i.opcode == "slice-start":
             total += i.slice
+        elif i.opcode.endswith("-start") and i.tuple:  # of operands and results
+            total += i.size
         elif i.opcode in ("dynamic-slice", "slice", "gather"):
             total += 2 * i.size
         elif i.opcode == "dynamic-update-slice":

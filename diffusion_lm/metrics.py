@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_lm import keys
+from diffusion_lm.ops.rows import SELDOM
 from diffusion_lm.types import Array, Data, Objective, Params, Ratio
 
 
@@ -25,42 +26,54 @@ def means(metrics: dict[str, Ratio]) -> dict[str, float]:
 def matmul_flops(function: Callable, *args) -> int:
     """FLOPs of the matrix products and convolutions that `function` does, counted in its jaxpr.
 
-    Loops count as often as they run (`scan`), branches as their most expensive one.
+    Loops count as often as they run (`scan`), branches as their most expensive one that is not in
+    the scope SELDOM.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+def train_flops(loss: Callable, params: Params, *args) -> tuple[int, int]:
+    """FLOPs of the products in loss(params, *args) and the gradient of its sum: those that are
+    required, and those inside of jax.checkpoint that do a part of the forward pass again."""
+    jaxpr = jax.make_jaxpr(jax.grad(lambda *args: loss(*args).sum()))(params, *args).jaxpr
+    again = _again(jaxpr)
+    return _count(jaxpr) - again, again
+
+
 def _count(jaxpr) -> int:
+    return sum(_flops(eqn) for eqn in jaxpr.eqns)
+
+
+def _flops(eqn) -> int:
+    name = eqn.primitive.name
+    if name == "dot_general":
+        (contract, _), _ = eqn.params["dimension_numbers"]
+        summed = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
+        return 2 * summed * math.prod(eqn.outvars[0].aval.shape)
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval.shape
+        features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+        return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // features
+    if "dot_product_attention" in name:  # cuDNN's: two products, and four on the way back
+        q, k = (v.aval.shape for v in eqn.invars[:2])  # [B, L, H, K]
+        return (8 if "bwd" in name else 4) * math.prod(q) * k[1]
+    if name == "cond":
+        often = [j.jaxpr for j in eqn.params["branches"] if not _seldom(j.jaxpr)]
+        return max(map(_count, often), default=0)
+    return sum(map(_count, _subjaxprs(eqn.params))) * eqn.params.get("length", 1)
+
+
+def _seldom(jaxpr) -> bool:
+    return any(SELDOM in str(eqn.source_info.name_stack) for eqn in jaxpr.eqns)
+
+
+def _again(jaxpr) -> int:
     total = 0
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contract, _), _ = eqn.params["dimension_numbers"]
-            summed = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
-            total += 2 * summed * math.prod(eqn.outvars[0].aval.shape)
-            continue
-        if eqn.primitive.name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // features
-            continue
-        inner = [_count(j) for j in _subjaxprs(eqn.params)]
-        if eqn.primitive.name == "cond":
-            inner = [max(inner)]
-        total += sum(inner) * eqn.params.get("length", 1) if inner else 0
-    return total
-
-
-def repeated_flops(function: Callable, *args) -> int:
-    """The share of `matmul_flops` that the backward pass does again, inside of jax.checkpoint."""
-    return _count_repeated(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _count_repeated(jaxpr) -> int:
-    total = 0
-    for eqn in jaxpr.eqns:
-        count = _count if eqn.primitive.name in ("checkpoint", "remat2") else _count_repeated
-        inner = sum(count(j) for j in _subjaxprs(eqn.params))
-        total += inner * eqn.params.get("length", 1)
+        if "rematted_computation" in str(eqn.source_info.name_stack):  # JAX's own name for it
+            total += _flops(eqn)
+        else:
+            total += sum(map(_again, _subjaxprs(eqn.params))) * eqn.params.get("length", 1)
     return total
 
 
@@ -100,9 +113,9 @@ class Meter:
         def forward(params, batch, key):
             return objective.loss(params, keys.number(batch), key, train=True).loss
 
-        # The backward pass has two products for each one of the forward pass.
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        self._flops = 3 * matmul_flops(forward, params, batch, key)
+        # as arguments, or what depends on them alone would be computed here
+        example = params, batch, jax.eval_shape(lambda: jax.random.key(0))
+        self._flops = train_flops(forward, *example)[0]
         self._tokens = batch_size * data.length
         windows = data.windows("train")
         self._chars_per_token = windows.chars / data.scored("train", len(windows.tokens))

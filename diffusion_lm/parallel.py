@@ -116,6 +116,24 @@ def shardings(mesh: Mesh, tree: Any, axes: dict, rules: dict) -> Any:
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
+def undivided(mesh: Mesh, tree: Any, axes: dict, rules: dict) -> list[str]:
+    """What `rules` would spread over an axis of the mesh that does not divide it, a line each."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        names = logical_axes(axes, path)
+        if names is None or len(names) != len(leaf.shape):
+            continue
+        for logical, size in zip(names, leaf.shape, strict=True):
+            axis = rules.get(logical) or None
+            if axis and size % mesh.shape[axis]:
+                found[logical, size, axis] = found.get((logical, size, axis), 0) + leaf.size
+    return [
+        f"mesh.{axis}={mesh.shape[axis]} does not divide {logical} {size}: "
+        f"{count:,} parameters are not spread over it"
+        for (logical, size, axis), count in found.items()
+    ]
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch spread over BATCH_AXES."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

@@ -1,8 +1,8 @@
 """Compiles a config's own train step for a TPU slice that is not there, and says what it needs.
 
 The extra `tpu` brings the compiler; no TPU is touched. Memory is the compiler's own account.
-FLOPs are those of the matrix products that the loss asks for: three times the forward pass; what
-remat does again is named apart. Bytes moved are of main memory, bytes received come from other
+FLOPs are those of the matrix products of the loss and its gradient; what remat does again is named
+apart. Bytes moved are of main memory, bytes received come from other
 chips; both are read from the compiled program (hlo.py). The roofline step is the longest of all
 FLOPs and of either bytes at the chip's peak rates, as if each hid the others, and the bound on MFU
 is the part of it that the FLOPs that were asked for would take.
@@ -116,14 +116,14 @@ def plan(config: ConfigDict, devices: list, topology: str) -> dict:
         "microbatches": options.microbatches,
         "tokens_per_device": options.batch_size * parts.data.length / len(devices),
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        "undivided": parallel.undivided(setup.mesh, params, parts.axes, config.rules.to_dict()),
     }
 
     def forward(params, batch, key):
         return parts.objective.loss(params, keys.number(batch), key, train=True).loss
 
     args = params, batch, jax.eval_shape(lambda: jax.random.key(0))
-    asked = 3 * metrics.matmul_flops(forward, *args) / len(devices)
-    again = metrics.repeated_flops(forward, *args) / len(devices)
+    asked, again = (n / len(devices) for n in metrics.train_flops(forward, *args))
     before = _cpu_seconds()
     lowered = build.train_step(config, setup).lower(setup.abstract, batch)
     memory, flops, bandwidth, links = CHIPS[devices[0].device_kind]

@@ -66,6 +66,9 @@ def prepare(config: ConfigDict, workdir: str) -> Callable[[], int]:
                 state = setup.init()
                 size = f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters"
                 say(f"new run in {workdir}: {size}, mesh {dict(setup.mesh.shape)}")
+                rules = config.rules.to_dict()
+                for line in parallel.undivided(setup.mesh, state.params, setup.parts.axes, rules):
+                    say(line)
                 for name, other in setup.parts.others.items():
                     say(f"{name}: {other.workdir} at step {other.step}")
             else:

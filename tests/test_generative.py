@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,20 @@ def test_source_gives_the_enumerated_probability():
     assert counts.tolist() == [4, 4]
     every = np.stack(np.meshgrid(*[np.arange(4)] * 4), axis=-1).reshape(-1, 4)
     assert np.exp(-judge.score(every, 8)[0]).sum() == pytest.approx(1)
+
+
+def test_a_judge_has_a_tokenizer_of_its_own(monkeypatch):
+    """Not that of the model, though their configs say the same: "file" is in the run's folder; and
+    it must be as it was."""
+    config = ConfigDict({"data": {"name": "text", "tokenizer": "file"}})
+    read, own = [], SimpleNamespace(windows=lambda split: SimpleNamespace(fingerprint="own"))
+    monkeypatch.setattr(build, "_found", lambda *_: (config, {"data": "before"}, 0))
+    monkeypatch.setattr(
+        build.names, "make", lambda config, section, workdir: read.append(workdir) or own
+    )
+    with pytest.raises(ValueError, match="the run in 'theirs' is not what it was"):
+        build._judge("judge", "theirs", config, None)
+    assert read == ["theirs"]
 
 
 # Samples.

@@ -188,6 +188,17 @@ def test_every_matrix_has_logical_axes_and_shards():
                 assert tuple(sharding.spec)[:4] == (None, "fsdp", None, "tensor")
 
 
+def test_what_a_mesh_does_not_divide_is_said():
+    shapes = jax.eval_shape(TINY(width=32, heads=4, inputs=8, outputs=9).init, jax.random.key(0))
+    rules = {"width": "fsdp", "heads": "tensor", "hidden": "tensor", "vocab": "tensor"}
+    mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
+    assert parallel.undivided(mesh, shapes, transformer.AXES, rules) == [
+        "mesh.tensor=2 does not divide vocab 9: 288 parameters are not spread over it"
+    ]
+    mesh = parallel.make_mesh(data=8)
+    assert parallel.undivided(mesh, shapes, transformer.AXES, rules) == []
+
+
 def test_muon_orthogonalises_each_matrix():
     """An update of Muon has singular values near 1 for q, k and v of every layer apart."""
     network = TINY(width=32, heads=4)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_lm import hlo, main, metrics, parallel
+from diffusion_lm import benchmark, hlo, keys, main, metrics, parallel
 from diffusion_lm.ops import attention
 
 HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
@@ -80,9 +80,55 @@ def test_flops_done_again_are_those_inside_checkpoint():
         h = jax.checkpoint(lambda a: a @ a)(a)
         return jax.lax.scan(lambda h, _: (jax.checkpoint(jnp.matmul)(h, h), None), h @ h, None, 3)
 
-    a = jnp.ones((8, 8))
-    assert metrics.matmul_flops(f, a) == 5 * 2 * 8**3
-    assert metrics.repeated_flops(f, a) == 4 * 2 * 8**3
+    a, product = jnp.ones((8, 8)), 2 * 8**3
+    assert metrics.matmul_flops(f, a) == 5 * product
+    # sin's gradient needs h @ w again, no gradient needs the last product of a layer
+    plain = lambda h, w: jnp.sin(h @ w) @ w  # noqa: E731
+    for layer, again in ((plain, 0), (jax.checkpoint(plain), 3)):
+
+        def loss(w, layer=layer):
+            return jax.lax.scan(lambda h, _: (layer(h, w), None), a @ w, None, 3)[0]
+
+        required = 3 * 7 - 1  # a itself has no gradient
+        assert metrics.train_flops(loss, a) == (required * product, again * product)
+    stopped = lambda w: jax.lax.stop_gradient(a @ w) @ w  # noqa: E731
+    assert metrics.train_flops(stopped, a) == (3 * product, 0)
+
+
+def test_flops_of_a_step_are_three_times_those_of_its_forward_pass():
+    """Where all of it has a gradient, but for sums over rows, which are made as products."""
+    objective = benchmark._model(97, layers=2)
+    batch = keys.number({"x": jnp.zeros((4, benchmark.LENGTH), int)})
+
+    def loss(params, batch, key):
+        return objective.loss(params, batch, key, train=True).loss
+
+    args = objective.init(jax.random.key(0)), batch, jax.random.key(1)
+    required, again = metrics.train_flops(loss, *args)
+    assert required == pytest.approx(3 * metrics.matmul_flops(loss, *args), rel=1e-3) and not again
+
+
+@pytest.mark.parametrize(
+    ("line", "moved"),
+    [
+        ("(f32[1000]{0}, f32[1000]{0}) collective-permute-start(%a), channel_id=1", 8000),
+        ("((f32[1000]{0}), f32[250]{0}) reduce-scatter-start(%a), channel_id=1", 5000),
+        ("(f32[1000]{0}, f32[4000]{0}) all-gather-start(%a), channel_id=1", 20000),
+        ("f32[1000]{0} all-reduce-start(%a), channel_id=1", 8000),
+    ],
+)
+def test_bytes_of_asynchronous_collectives_count_once(line, moved):
+    """What they read and what they write, as their synchronous forms."""
+    kind = line.split("-start")[0].rpartition(" ")[2]
+    text = f"""HloModule m
+
+ENTRY %main (a: f32[1000]) -> f32[1000] {{
+  %a = f32[1000]{{0}} parameter(0)
+  %s = {line}
+  ROOT %d = f32[1000]{{0}} {kind}-done(%s)
+}}
+"""
+    assert hlo.bytes_moved(text) == moved
 
 
 @pytest.mark.parametrize("causal", [False, True])

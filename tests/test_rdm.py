@@ -637,6 +637,21 @@ def test_score_is_that_of_the_last_prediction():
     np.testing.assert_allclose(alone.score[1], out.score[1], rtol=1e-6)
 
 
+def test_what_stays_unknown_is_noise_to_the_network():
+    """Uniform noise has no token for it; what stood there is given back."""
+    seen, length = [], 8
+    free = np.tile(np.arange(length) < 3, (2, 1))
+    prompt = np.where(np.arange(length) < 6, 6, 7) * np.ones((2, 1), np.int32)
+    model = multinomial(lambda z: by_neighbours(noted(seen, z)), vocab_size=7)
+    out = router(model, num_steps=4)(prompt, free)
+    assert max(z.max() for z in seen) < 7
+    assert all(np.all(z[:, 3:6] == 6) for z in seen)
+    np.testing.assert_array_equal(out.tokens[~free], prompt[~free])
+    log_p = by_neighbours(jnp.asarray(seen[-1]))
+    of_each = np.take_along_axis(np.asarray(log_p), out.tokens[..., None].clip(max=6), axis=-1)
+    np.testing.assert_allclose(out.score, of_each[:, :3, 0].sum(1), rtol=1e-5)
+
+
 def test_the_score_of_a_masked_model():
     """Its tokens keep the score that they were drawn with."""
     objective = toy.objective(rdm, partial(table_network, toy.DENOISER))

@@ -66,6 +66,15 @@ def test_ends_around_windows_are_counted_but_for_one_that_a_model_begins_with(pt
     assert (exact["given_tokens"], bound["given_tokens"]) == (1, 0)
 
 
+def test_empty_documents_of_a_text_are_none(tmp_path):
+    """As in training: no end token of theirs shifts the windows."""
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "abc"}\n{"text": ""}\n{"text": "def"}\n')
+    row = row_of(path, dataset="text", protocol="joined")
+    nats = sum(NATS[t] for t in (*b"abc", BYTES.end, *b"def", BYTES.end))
+    assert row["nats_per_token"] == pytest.approx(nats / 8, rel=1e-5)
+
+
 def test_mistakes_are_named_when_the_config_is_built(tmp_path):
     with pytest.raises(FileNotFoundError, match="dataset 'lambada' wants a file"):
         row_of(tmp_path / "no.jsonl", dataset="lambada")

@@ -202,7 +202,7 @@ def documents(path: str, dataset: str) -> Iterator[str]:
     """The documents of a data set, detokenized. Raises ValueError or FileNotFoundError."""
     files, read = _files(path, dataset), DATASETS[dataset].read
     if read is None:
-        return sources.read(files)
+        return (document for document in sources.read(files) if document)  # as in training
     content = sources.decode(files[0].read_bytes(), files[0])
     try:
         return iter([detokenize(document, dataset) for document in read(content)])

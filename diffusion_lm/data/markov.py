@@ -47,6 +47,8 @@ def make(
     table = rng.dirichlet(np.full(vocab_size, concentration), size=(vocab_size,) * order)
     table = (1 - NOISE) * table + NOISE / vocab_size
     coder = tokenizers.load(name="characters", alphabet=SYMBOLS[: vocab_size - 1])
+    ones = np.ones(vocab_size, np.int32)  # here the end token is a symbol like others
+    coder = coder._replace(token_chars=ones, token_bytes=ones)
     sizes = {"train": train_windows, "valid": other_windows, "test": other_windows}
     splits = {
         name: text.cut(draw(table, number, length, rng).reshape(-1), number, coder, length)

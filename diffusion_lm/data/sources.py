@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import lzma
+import os
 import pathlib
 import re
 import tarfile
@@ -239,12 +240,23 @@ def find(path: pathlib.Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[pathl
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"path {str(path)!r} is neither a file nor a folder")
-    names = [p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in suffixes]
-    shown = [n for n in names if not any(part.startswith(".") for part in n.parts)]
+    names, seen = [], set()
+    for folder, folders, files in os.walk(path, onerror=_refuse, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link to what stands above it
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names += [pathlib.Path(folder, name).relative_to(path) for name in files]
+    shown = [n for n in names if n.suffix.lower() in suffixes and not n.name.startswith(".")]
     found = [path / name for name in sorted(shown) if (path / name).is_file()]
     if not found:
         raise FileNotFoundError(f"folder {str(path)!r} holds no file in {' '.join(suffixes)}")
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _stamps(path: pathlib.Path, files: list[pathlib.Path]) -> list:

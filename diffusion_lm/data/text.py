@@ -33,6 +33,7 @@ from diffusion_lm.data import arrays, sources, tokenizer_json, tokenizers
 
 _FORMAT = 1  # of the cache folders; a change makes older ones unused
 _CHUNK = 256  # documents encoded together, windows measured together
+_CHARS = 2**24  # or so many characters
 
 
 class Windows(NamedTuple):
@@ -178,12 +179,23 @@ def _encode(documents: sources.Documents, tokenizer, files: dict) -> dict[str, i
     counts = dict.fromkeys(sources.SPLITS, 0)
     pairs = ((split, text) for split, text in documents() if text)
     with ThreadPoolExecutor() as pool:  # BPE runs without the interpreter lock
-        while chunk := list(itertools.islice(pairs, _CHUNK)):
+        while chunk := _some(pairs):
             encoded = pool.map(tokenizer.encode, [text for _, text in chunk])
             for (split, _), ids in zip(chunk, encoded, strict=True):
                 files[split].write(np.append(ids, tokenizer.end).astype(_dtype(tokenizer)))
                 counts[split] += 1
     return counts
+
+
+def _some(pairs: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The next documents, so many that they are neither few nor large."""
+    chunk, size = [], 0
+    for pair in itertools.islice(pairs, _CHUNK):
+        chunk.append(pair)
+        size += len(pair[1])
+        if size > _CHARS:
+            break
+    return chunk
 
 
 def cut(

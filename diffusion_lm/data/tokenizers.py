@@ -177,7 +177,10 @@ def check(*, name: str, vocab_size: int | None, alphabet: str | None) -> None:
 
 def alphabet_of(texts: Iterable[str]) -> str:
     """The characters of all the texts, sorted."""
-    return "".join(sorted(set().union(*map(set, texts))))
+    seen = set()
+    for text in texts:
+        seen.update(text)
+    return "".join(sorted(seen))
 
 
 def _finish(name, pieces: list[bytes], encode: Callable, rule: str, specials=None) -> Tokenizer:

@@ -45,16 +45,19 @@ class Middle(NamedTuple):
 
 
 class Norm(nn.Module):
-    """GroupNorm (arXiv 1803.08494) with up to 32 groups, in float32, then swish.
+    """GroupNorm (arXiv 1803.08494) with up to 32 groups, in float32, then swish unless told not.
 
     Groups hold at least 4 channels: with one each the norm would take the condition, a constant
     of each channel, out again.
     """
 
+    swish: bool = True
+
     @nn.compact
     def __call__(self, h: Array) -> Array:
         groups = math.gcd(32, h.shape[-1] // 4)
-        return nn.silu(nn.GroupNorm(groups, name="group")(h.astype(jnp.float32))).astype(h.dtype)
+        a = nn.GroupNorm(groups, name="group")(h.astype(jnp.float32))
+        return (nn.silu(a) if self.swish else a).astype(h.dtype)
 
 
 class ResBlock(nn.Module):

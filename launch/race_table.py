@@ -4,11 +4,12 @@
 
 Both train configs/md4_sotu.py: the same text, tokens and batches of 16 windows, a transformer of
 the same depth, widths and heads. "Published" is MD4's recipe (arXiv 2406.04329): AdamW,
-low-discrepancy t, an embedding of t of width 64, a random start; its learning rate is the best of
-RATES, each tried for all of its time with the first seed. "Ours" is the config as it stands: Muon,
-paired counts, no input of t, token shift, normed queries and keys, a bigram start. The steps are
-those that fit into the minutes by seconds a step, which are measured in turns in one process first;
-starting (ours with some seconds for the bigrams) and evaluating are not counted.
+low-discrepancy t, an embedding of t of width 64, a random start. Its learning rate is the best of
+RATES, each tried for all of its time with the first seed; warm-up and clipping are the config's (10
+steps, the paper's are 0.2 % of its own; norm 1, the paper has none). "Ours" is the config as it
+stands: Muon, paired counts, no input of t, token shift, normed queries and keys, a bigram start.
+The steps are those that fit into the minutes by seconds a step, which are measured in turns in one
+process first; starting (ours with some seconds for the bigrams) and evaluating are not counted.
 
 About two hours on two cores that do nothing else. The same line goes on after a stop: what is
 finished is not run again. Writes results/race.json and, from that file alone, the block of the
@@ -91,7 +92,8 @@ def render(results: dict) -> str:
         "",
         f"Ahead by {mean(ahead)} bits/char: mean and standard error of {len(ahead)} seeds, "
         f"{min(ahead):.3f} in the closest. AdamW's learning rate is {float(rate):g}, the best of "
-        f"{', '.join(f'{float(r):g}' for r in results['rates'])} with the first seed. "
+        f"{', '.join(f'{float(r):g}' for r in results['rates'])} with the first seed; both warm up "
+        "in 10 steps and clip at norm 1. "
         f"{results['hardware']}; jax {results['jax']}. "
         "Written by `python launch/race_table.py` from `results/race.json`.",
     ]

@@ -83,6 +83,12 @@ def test_the_race_trains_both_recipes_for_their_minutes(tmp_path, monkeypatch):
     assert "Ahead by 0.500 ± 0.000" in block and "rate is 0.003, the best of 0.0003, 0.001" in block
 
 
+def test_the_race_in_the_readme_is_its_results():
+    results, readme = json.loads((ROOT / "results/race.json").read_text()), ROOT / "README.md"
+    assert race.render(results) in readme.read_text()
+    assert {row["seed"] for row in results["rows"]} == set(range(5))
+
+
 @pytest.fixture
 def results():
     """Of two seeds: systems in the order of SYSTEMS, 0.1 apart, but for the last two."""

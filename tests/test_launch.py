@@ -159,7 +159,7 @@ def test_a_killed_process_ends_the_job_and_any_number_goes_on(tmp_path, text_fil
     code, out = local(
         1,
         *argv,
-        until=f"step {killed + 1}/",
+        until=f"going on from step {killed} ",  # early: on busy cores 200 steps are soon over
         then=lambda job: os.killpg(job.pid, signal.SIGINT),  # as a terminal does
     )
     stopped = latest(tmp_path / "run")

@@ -188,7 +188,7 @@ def _encode(documents: sources.Documents, tokenizer, files: dict) -> dict[str, i
 
 
 def _some(pairs: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The next documents, so many that they are neither few nor large."""
+    """The next documents: _CHUNK of them, or fewer if these are long."""
     chunk, size = [], 0
     for pair in itertools.islice(pairs, _CHUNK):
         chunk.append(pair)

@@ -57,12 +57,12 @@ def make(
         process, denoiser = objective.process(params), objective.predict(params, cond)
         length = prompt_BL.shape[1]
         # Without a mask to stand for it, what stays unknown is drawn as well, and forgotten.
-        unknown_BL = (prompt_BL == process.vocab_size) & (process.mask is None)
+        unknown_BL = ~free_BL & (prompt_BL == process.vocab_size) & (process.mask is None)
         open_BL = free_BL | unknown_BL
         number_B = open_BL.sum(1)
 
         def shown(z_BL):
-            return jnp.where(unknown_BL & ~free_BL, prompt_BL, z_BL)
+            return jnp.where(unknown_BL, prompt_BL, z_BL)
 
         def step(carry, i):  # i = 1 .. num_steps
             z_BL, noisy_BL, score_BL, calls = carry
